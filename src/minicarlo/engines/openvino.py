@@ -1,0 +1,254 @@
+"""OpenVINO on the processor: compile a surrogate in a given precision and run it in several streams."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import deque
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from minicarlo.engines.base import Array, CompiledGenerator, Key, PrecisionReport, usable_cores
+from minicarlo.errors import InvalidSurrogate, UnsupportedPrecision
+from minicarlo.surrogate import Surrogate
+
+if TYPE_CHECKING:
+    import openvino
+
+InferencePrecision = Literal["f32", "bf16"]
+
+_MAC_OPERATORS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul"}
+_FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+_LARGEST_TENSOR = 2**28  # elements per event that a graph may ask for
+
+
+@cache
+def _core() -> openvino.Core:
+    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
+    import openvino
+
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})
+    return core
+
+
+def read_model(surrogate: Surrogate, precision: str = "fp32") -> tuple[openvino.Model, InferencePrecision]:
+    """The OpenVINO model of `surrogate` for a precision, and the inference precision to compile it with.
+
+    Precisions: "fp32" (the reference), "bf16" (the reference, computed in bf16), "tuned". The model is read from the bytes that
+    were verified, never from the disk again. Raises UnsupportedPrecision, InvalidSurrogate.
+    """
+    import openvino
+
+    if precision not in ("fp32", "bf16", "tuned"):
+        raise UnsupportedPrecision(f"Precision {precision!r:.40} is unknown; choose fp32, bf16 or tuned.")
+    try:
+        if precision == "tuned":
+            if surrogate.tuned is None:
+                raise UnsupportedPrecision(
+                    f"Surrogate {surrogate.path} has no tuned model. Run `minicarlo tune` first, or choose fp32 or bf16."
+                )
+            weights = openvino.Tensor(np.frombuffer(surrogate.tuned.weights, np.uint8).copy())
+            return _core().read_model(surrogate.tuned.xml, weights), surrogate.tuned.plan.inference_precision
+        return _core().read_model(surrogate.onnx), "f32" if precision == "fp32" else "bf16"
+    except RuntimeError as error:
+        raise InvalidSurrogate(f"Surrogate {surrogate.path}: OpenVINO cannot read its {precision} model ({_first_line(error)}).") from error
+
+
+def compile_surrogate(
+    surrogate: Surrogate, precision: str = "fp32", *, batch: int | None = None, streams: int = 1, threads: int = 1
+) -> CompiledGenerator:
+    """Compile `surrogate` in "fp32", "bf16" or "tuned" with `streams` inferences at once, `threads` threads each.
+
+    With `batch` the shapes are static, which is fastest; other numbers of events are padded to it. That FP32 is FP32 is asserted
+    from the runtime's own report. Raises UnsupportedPrecision, InvalidSurrogate.
+    """
+    model, inference_precision = read_model(surrogate, precision)
+    try:
+        compiled = compile_model(model, inference_precision, batch=batch, streams=streams, threads=threads)
+    except RuntimeError as error:
+        raise InvalidSurrogate(f"Surrogate {surrogate.path}: OpenVINO cannot compile its {precision} model ({_first_line(error)}).") from error
+    if precision == "fp32":
+        compiled.assert_precision("fp32")
+    return compiled
+
+
+def compile_model(
+    model: openvino.Model | Path | str,
+    inference_precision: InferencePrecision,
+    *,
+    batch: int | None = None,
+    streams: int = 1,
+    threads: int = 1,
+) -> OpenVinoGenerator:
+    """Compile a model (or the path of an IR or ONNX file of one's own) for the processor; `model` is left as it was.
+
+    Layers that the model itself does not quantise run in `inference_precision`.
+    """
+    return OpenVinoGenerator(model, inference_precision, batch=batch, streams=streams, threads=threads)
+
+
+def mac_layers(model: openvino.Model) -> dict[str, str]:
+    """Name of every layer with multiply-accumulates, in graph order, by the name OpenVINO knows it under.
+
+    OpenVINO splits an ONNX `Conv` or `Gemm` with a bias into `NAME/WithoutBiases` and `NAME`: the layer's name is NAME.
+    """
+    operators = (op for op in model.get_ordered_ops() if op.get_type_name() in _MAC_OPERATORS)
+    return {op.get_friendly_name(): op.get_friendly_name().removesuffix("/WithoutBiases") for op in operators}
+
+
+class OpenVinoGenerator(CompiledGenerator):
+    """A model compiled by OpenVINO."""
+
+    def __init__(
+        self,
+        model: openvino.Model | Path | str,
+        inference_precision: InferencePrecision,
+        *,
+        batch: int | None = None,
+        streams: int = 1,
+        threads: int = 1,
+    ) -> None:
+        if min(streams, threads, batch or 1) < 1:
+            raise ValueError("batch, streams and threads must be at least 1")
+        model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
+        self.batch, self.streams, self.threads = batch, streams, threads
+        self._layers = mac_layers(model)
+        self._layer_of = self._layers | {name: name for name in self._layers.values()}  # a fused bias leaves only the layer's name
+        inputs = {name: model.input(name) for name in ("latent", "incident_energy")}
+        _check_sizes(model, {name: _shape(port, 1) for name, port in inputs.items()})
+        model.reshape({port: _shape(port, batch) for port in inputs.values()})
+        properties = {
+            "INFERENCE_PRECISION_HINT": inference_precision,  # never left to the default, which is bf16 where there is hardware for it
+            "EXECUTION_MODE_HINT": "PERFORMANCE",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * threads,
+            "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
+            # OpenVINO 2026.4.1 crashes (SIGSEGV in compile_model) when its Snippets fuse two small f32 matrix products, a softmax and
+            # a product with a second input in a static graph; without Snippets our graphs run within 5 % of the same speed.
+            "SNIPPETS_MODE": "DISABLE",
+        }
+        self._compiled = _core().compile_model(model, "CPU", properties)
+        self._latent, self._energy = (self._compiled.input(name) for name in inputs)
+        self._output = self._compiled.output("showers")
+        self._requests: deque[Any] = deque()
+
+    def run(self, latent: Array, incident_energy: Array) -> Array:
+        """See CompiledGenerator."""
+        step = self.batch or max(len(latent), 1)
+        pieces = ((start, latent[start : start + step], incident_energy[start : start + step]) for start in range(0, len(latent), step))
+        parts = [samples for _, samples in self._map(pieces, 1)]
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def map(self, batches: Iterable[tuple[Key, Array, Array]]) -> Iterator[tuple[Key, Array]]:
+        """See CompiledGenerator."""
+        return self._map(batches, 2 * self.streams if self.streams > 1 else 1)
+
+    def _map(self, batches: Iterable[tuple[Key, Array, Array]], depth: int) -> Iterator[tuple[Key, Array]]:
+        """A ring of `depth` requests: the oldest is waited for, emptied and handed out before it is used again."""
+        while len(self._requests) < depth:
+            self._requests.append(self._compiled.create_infer_request())
+        idle = deque(self._requests.popleft() for _ in range(depth))  # ours until done: a second map takes others
+        running: deque[tuple[Key, int, Any]] = deque()
+        try:
+            for key, latent, energy in batches:
+                if not idle:
+                    yield self._finish(running, idle)
+                request = idle.popleft()
+                self._start(request, latent, energy)
+                running.append((key, len(latent), request))
+            while running:
+                yield self._finish(running, idle)
+        finally:
+            for _, _, request in running:
+                request.cancel()
+                request.wait()
+            self._requests.extend(idle)
+
+    def _start(self, request: Any, latent: Array, energy: Array) -> None:  # noqa: ANN401
+        latent = np.ascontiguousarray(latent, np.float32)
+        energy = np.ascontiguousarray(energy, np.float32).reshape(-1, 1)
+        count = len(latent)
+        if len(energy) != count or (self.batch is not None and not 0 < count <= self.batch):
+            raise ValueError(f"{count} latents and {len(energy)} energies do not fit a batch of {self.batch}")
+        if self.batch is not None and count < self.batch:
+            latent = np.concatenate([latent, np.broadcast_to(latent[-1:], (self.batch - count, latent.shape[1]))])
+            energy = np.concatenate([energy, np.broadcast_to(energy[-1:], (self.batch - count, 1))])
+        request.start_async({self._latent: latent, self._energy: energy}, share_inputs=False)
+
+    def _finish(self, running: deque[tuple[Key, int, Any]], idle: deque[Any]) -> tuple[Key, Array]:
+        key, count, request = running.popleft()
+        request.wait()
+        samples: Array = request.get_tensor(self._output).data[:count].copy()
+        idle.append(request)
+        return key, samples
+
+    def precision_report(self) -> PrecisionReport:
+        """See CompiledGenerator. Layers that the runtime fused into another are reported with it."""
+        report: PrecisionReport = {}
+        for op in self._compiled.get_runtime_model().get_ordered_ops():
+            info = op.get_rt_info()
+            sources = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
+            for source in sources:
+                if source in self._layer_of and _computes(info):
+                    ran = info["runtimePrecision"].astype(str)
+                    report[self._layer_of[source]] = _FORMATS.get(ran, ran)
+        return {name: report[name] for name in self._layers.values() if name in report}
+
+    def runtime_layers(self) -> list[dict[str, str]]:
+        """Every node of the compiled graph: name, type, primitive, precision, and the layers it was made from."""
+        keys = {"type": "layerType", "primitive": "primitiveType", "precision": "runtimePrecision", "layers": "originalLayersNames"}
+        rows = []
+        for op in self._compiled.get_runtime_model().get_ordered_ops():
+            info = op.get_rt_info()
+            rows.append({"name": op.get_friendly_name()} | {k: info[v].astype(str) if v in info else "" for k, v in keys.items()})
+        return rows
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and runtime that a measurement belongs to."""
+    import openvino
+
+    return {
+        "processor": str(_core().get_property("CPU", "FULL_DEVICE_NAME")).strip(),
+        "capabilities": sorted(map(str, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))),
+        "cores": usable_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "openvino": openvino.__version__,
+    }
+
+
+def _computes(info: Any) -> bool:  # noqa: ANN401
+    """Whether a runtime node is the computation itself; reorders and conversions carry the layer's name too."""
+    return "layerType" in info and info["layerType"].astype(str) in {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+
+
+def _shape(port: Any, batch: int | None) -> Any:  # noqa: ANN401
+    import openvino
+
+    shape = port.get_partial_shape()
+    shape[0] = openvino.Dimension(-1 if batch is None else batch)
+    return shape
+
+
+def _check_sizes(model: openvino.Model, shapes: dict[str, Any]) -> None:
+    """Refuse a graph of a stranger that would need absurd memory for a single event, before anything is computed."""
+    single = model.clone()
+    single.reshape({single.input(name): shape for name, shape in shapes.items()})
+    for op in single.get_ordered_ops():
+        for output in op.outputs():
+            shape = output.get_partial_shape()
+            if shape.is_dynamic or np.prod(np.asarray(shape.to_shape(), np.float64), initial=1) > _LARGEST_TENSOR:
+                raise InvalidSurrogate(
+                    f"Layer {op.get_friendly_name()!r:.80} of the surrogate has the shape {shape} for one event; static shapes of at most "
+                    f"{_LARGEST_TENSOR} elements are accepted. Get the surrogate again from its author."
+                )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200]
