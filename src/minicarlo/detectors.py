@@ -44,9 +44,9 @@ class Detector:
 _DETECTORS = {
     detector.name: detector
     for detector in (
-        # A minimum ionising particle leaves most probably about 0.14 MeV in 0.5 mm of silicon (280 eV per micrometre) and
-        # 0.19 MeV on average (388 eV per micrometre, PDG): 0.05 MeV is about a third of its peak. It lies far above the
-        # noise of such a sensor and cuts the many cells that only a soft photon touched.
+        # A minimum ionising particle leaves most probably about 0.14 MeV in 0.5 mm of silicon (280 eV per micrometre)
+        # and 0.19 MeV on average (388 eV per micrometre, PDG): 0.05 MeV is about a third of its peak. It lies far above
+        # the noise of such a sensor and cuts the many cells that only a soft photon touched.
         Detector(
             name=CLIC_ECAL,
             shape=(25, 25, 25),

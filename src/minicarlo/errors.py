@@ -1,7 +1,7 @@
 """What a user can do wrong: one class each.
 
-Every message is one paragraph for a person: what is wrong, where (file, dataset, field), what would be right. The command
-line prints it without a traceback and ends with `exit_code`.
+Every message is one paragraph for a person: what is wrong, where (file, dataset, field), what would be right. The
+command line prints it without a traceback and ends with `exit_code`.
 """
 
 from __future__ import annotations
@@ -54,3 +54,7 @@ class UnsupportedPrecision(MinicarloError):
 
 class TuningError(MinicarloError):
     """Raised when precision tuning cannot start or cannot go on."""
+
+
+class SimulationError(MinicarloError):
+    """Raised when a reference simulation dies before its events are done."""

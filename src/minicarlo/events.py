@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,14 +26,15 @@ ENERGY = "incident_energy"
 ENERGIES, SHOWERS = "incident_energies", "showers"  # CaloChallenge's names of the datasets
 _CHUNK = 64  # events in a compressed chunk: 4 MB of clic-ecal
 _COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_LARGEST_ATTRIBUTE = 60_000  # bytes; HDF5's oldest format, which everything reads, ends at 64 KiB
 
 
 @dataclass
 class EventSet:
     """N conditions with N samples.
 
-    `conditions` maps a name to N float32 values (`incident_energy` in MeV is always there), `samples` has shape (N, z, x, y),
-    float32 MeV, `attributes` holds provenance: text, numbers or lists of them.
+    `conditions` maps a name to N float32 values (`incident_energy` in MeV is always there), `samples` has shape
+    (N, z, x, y), float32 MeV, `attributes` holds provenance: text, numbers or lists of them.
 
     Raises InvalidEventSet when shapes do not fit one another or the detector, UnknownDetector for an unknown one.
     """
@@ -46,15 +48,18 @@ class EventSet:
         self.samples = np.asarray(self.samples, np.float32)
         self.conditions = {name: np.asarray(values, np.float32) for name, values in self.conditions.items()}
         shape = get_detector(self.detector).shape
-        if self.samples.shape[1:] != shape:
+        if self.samples.ndim != 4 or self.samples.shape[1:] != shape:
             raise InvalidEventSet(
-                f"Samples of shape {self.samples.shape} do not fit detector {self.detector}: (N, {', '.join(map(str, shape))}) is right."
+                f"Samples of shape {self.samples.shape} do not fit detector {self.detector}: "
+                f"(N, {', '.join(map(str, shape))}) is right."
             )
         if ENERGY not in self.conditions:
-            raise InvalidEventSet(f"The condition {ENERGY} (MeV) is missing.")
+            raise InvalidEventSet(f"The condition {ENERGY} (MeV) is missing: one value per sample is needed.")
         for name, values in self.conditions.items():
             if values.shape != (len(self),):
-                raise InvalidEventSet(f"Condition {name} has shape {values.shape}; ({len(self)},) is right: one value per sample.")
+                raise InvalidEventSet(
+                    f"Condition {name} has shape {values.shape}; ({len(self)},) is right: one value per sample."
+                )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -71,9 +76,9 @@ class EventSet:
         return self.conditions[ENERGY]
 
     def check(self, where: str = "Event set") -> None:
-        """Raise InvalidEventSet if a value is NaN, infinite or a negative energy; `where` begins the message."""
+        """Raise InvalidEventSet if a value is NaN, infinite or an impossible energy; `where` begins the message."""
         for name, values in self.conditions.items():
-            _check_values(values, where, _dataset_of(name), positive=name == ENERGY, bounded=name == ENERGY)
+            _check_values(values, where, _dataset_of(name))
         _check_values(self.samples, where, SHOWERS)
 
 
@@ -83,20 +88,23 @@ def concatenate(event_sets: Sequence[EventSet]) -> EventSet:
     Raises IncompatibleEventSets when detectors or names of conditions differ.
     """
     if not event_sets:
-        raise IncompatibleEventSets("There is no event set to join.")
+        raise IncompatibleEventSets("There is no event set to join: give at least one.")
     first = event_sets[0]
     for other in event_sets[1:]:
         if other.detector != first.detector:
-            raise IncompatibleEventSets(f"Event sets of detectors {first.detector} and {other.detector} cannot be joined.")
+            raise IncompatibleEventSets(
+                f"Event sets of detectors {first.detector} and {other.detector} cannot be joined: give sets of one."
+            )
         if other.conditions.keys() != first.conditions.keys():
             raise IncompatibleEventSets(
-                f"Event sets with conditions {sorted(first.conditions)} and {sorted(other.conditions)} cannot be joined."
+                f"Event sets with conditions {sorted(first.conditions)} and {sorted(other.conditions)} cannot be "
+                "joined: give sets with the same conditions."
             )
     return EventSet(
         {name: np.concatenate([events.conditions[name] for events in event_sets]) for name in first.conditions},
         np.concatenate([events.samples for events in event_sets]),
         first.detector,
-        _join_attributes([events.attributes for events in event_sets], len_total=sum(map(len, event_sets))),
+        _join_attributes([events.attributes for events in event_sets], sum(map(len, event_sets))),
     )
 
 
@@ -106,22 +114,25 @@ def read_events(path: Path | str, *, start: int = 0, stop: int | None = None) ->
     Raises InvalidEventSet for whatever is wrong with the file, UnknownDetector for a detector that is not registered.
     """
     files = event_files(path)
-    counts = [_header(file)[0] for file in files]
+    counts = [_read_header(file).count for file in files] if len(files) > 1 or start or stop is not None else None
+    if counts is None:
+        return _read_file(files[0], 0, None)
     first, last, _ = slice(start, stop).indices(sum(counts))
     parts, offset = [], 0
-    for number, (file, count) in enumerate(zip(files, counts, strict=True)):
+    for file, count in zip(files, counts, strict=True):
         begin, end = max(first - offset, 0), min(last - offset, count)
-        if begin < end or number == 0:
-            parts.append(_read_file(file, min(begin, count), max(end, min(begin, count))))
+        if begin < end:
+            parts.append(_read_file(file, begin, end))
         offset += count
-    filled = [part for part in parts if len(part)] or parts[:1]
-    return filled[0] if len(filled) == 1 else concatenate(filled)
+    if not parts:
+        return _read_file(files[0], 0, 0)
+    return parts[0] if len(parts) == 1 else concatenate(parts)
 
 
 def iterate_events(path: Path | str, chunk: int = 1000) -> Iterator[EventSet]:
     """The event set in pieces of at most `chunk` events, in order. Raises as `read_events` does."""
     for file in event_files(path):
-        count = _header(file)[0]
+        count = _read_header(file).count
         for start in range(0, count, chunk):
             yield _read_file(file, start, min(start + chunk, count))
 
@@ -132,30 +143,39 @@ def events_info(path: Path | str) -> dict[str, Any]:
     Keys: `count`, `detector`, `sample_shape`, `unit`, `conditions` {name: {unit, low, high}}, `attributes`, `files`.
     Raises as `read_events` does.
     """
-    files = event_files(path)
-    count, ranges, attributes, detectors = 0, {}, [], set()
-    for file in files:
-        number, detector, columns, found = _header(file)
-        count += number
-        detectors.add(detector)
-        attributes.append(found)
-        for name, values in columns.items():
-            if number:
-                low, high = ranges.get(name, (np.inf, -np.inf))
-                ranges[name] = (min(low, float(values.min())), max(high, float(values.max())))
+    headers = [_read_header(file) for file in event_files(path)]
+    detectors = {header.detector for header in headers}
     if len(detectors) > 1:
-        raise InvalidEventSet(f"Event set {path}: its shards are of different detectors ({', '.join(sorted(detectors))}).")
-    detector = detectors.pop()
+        raise InvalidEventSet(
+            f"Event set {path}: its shards are of different detectors ({', '.join(sorted(detectors))}). Keep one."
+        )
+    count = sum(header.count for header in headers)
+    conditions = {}
+    for name in headers[0].conditions:
+        columns = [header.conditions[name] for header in headers if header.count and name in header.conditions]
+        conditions[name] = {
+            "unit": "MeV" if name == ENERGY else "",
+            "low": min((float(values.min()) for values in columns), default=None),
+            "high": max((float(values.max()) for values in columns), default=None),
+        }
     return {
         "count": count,
-        "detector": detector,
-        "sample_shape": list(get_detector(detector).shape),
+        "detector": headers[0].detector,
+        "sample_shape": list(get_detector(headers[0].detector).shape),
         "unit": "MeV",
-        "conditions": {
-            name: {"unit": "MeV" if name == ENERGY else "", "low": low, "high": high} for name, (low, high) in ranges.items()
-        },
-        "attributes": _join_attributes(attributes, len_total=count),
-        "files": len(files),
+        "conditions": conditions,
+        "attributes": _join_attributes([header.attributes for header in headers], count),
+        "files": len(headers),
+    }
+
+
+def read_conditions(path: Path | str) -> dict[str, NDArray[np.float32]]:
+    """The conditions alone, (N,) each; samples are not read. Raises as `read_events` does."""
+    headers = [_read_header(file) for file in event_files(path)]
+    return {
+        name: np.concatenate([header.conditions[name] for header in headers])
+        for name in headers[0].conditions
+        if all(name in header.conditions for header in headers)
     }
 
 
@@ -166,120 +186,153 @@ def event_files(path: Path | str) -> list[Path]:
         return [path]
     shards = sorted(path.glob("shard-*.h5"))
     if not shards:
-        raise InvalidEventSet(f"Folder {path} holds no event set: it has no files shard-*.h5.")
+        raise InvalidEventSet(f"Folder {path} holds no event set: it has no files shard-00000.h5 and so on.")
     for number, shard in enumerate(shards):
         if shard.name != f"shard-{number:05d}.h5":
-            raise InvalidEventSet(f"Event set {path}: shard-{number:05d}.h5 is missing before {shard.name}. Finish or copy the run again.")
+            raise InvalidEventSet(
+                f"Event set {path}: shard-{number:05d}.h5 is missing before {shard.name}. Finish or copy the run again."
+            )
         if shard.is_symlink():
-            raise InvalidEventSet(f"Event set {path}: {shard.name} is a link, which is never followed. Put the file itself there.")
+            raise InvalidEventSet(
+                f"Event set {path}: {shard.name} is a link, which is never followed. Put the file itself there."
+            )
     return shards
 
 
 def write_events(path: Path | str, events: EventSet, *, compression: str | None = "gzip") -> None:
     """Write `events` as one CaloChallenge HDF5 file: whole or not at all, the same bytes for the same events.
 
-    `compression` is "gzip" (with shuffle) or None. Raises InvalidEventSet for impossible values, OutputError for whatever the
-    file system refuses.
+    `compression` is "gzip" (with shuffle) or None. Attributes named as those of the geometry (detector, shape,
+    cell_size_mm, energy_unit) are replaced by the detector's. Raises InvalidEventSet for impossible values, OutputError
+    for whatever the file system refuses.
     """
     if compression not in ("gzip", None):
-        raise InvalidEventSet(f"Compression {compression!r} is unknown: choose gzip or None.")
+        raise ValueError(f"Compression must be 'gzip' or None, not {compression!r}")
     path = Path(path)
-    events.check(f"The event set for {path}")
+    where = f"The event set for {path}"
+    events.check(where)
     for name in events.conditions:
         if not _COLUMN_NAME.fullmatch(name) or name in (ENERGIES, SHOWERS):
-            raise InvalidEventSet(f"The event set for {path}: {name!r:.80} cannot be the name of a condition.")
+            raise InvalidEventSet(f"{where}: {name!r:.80} cannot name a condition. Use letters, digits and _.")
     detector = get_detector(events.detector)
+    _, width, height = detector.shape
+    geometry = {
+        "detector": detector.name,
+        "shape": f"{','.join(map(str, detector.shape))} = z,x,y ; flat index = (iz*{width}+ix)*{height}+iy",
+        "cell_size_mm": list(detector.cell_size_mm),
+        "energy_unit": "MeV",
+    }
+    attributes = events.attributes | geometry
+    encoded = {name: _fixed(attributes[name], f"{where}, attribute {name!r:.80}") for name in sorted(attributes)}
     with atomic_path(path) as temporary, h5py.File(temporary, "w", libver=("earliest", "v110")) as file:
         for name, values in events.conditions.items():
-            file.create_dataset(_dataset_of(name), data=values[:, None], track_times=False)
+            file.create_dataset(_dataset_of(name), data=values[:, None].astype("<f4"), track_times=False)
         _write_samples(file, events.samples.reshape(len(events), detector.voxels), compression)
-        geometry = {
-            "detector": detector.name,
-            "shape": f"{','.join(map(str, detector.shape))} = z,x,y ; flat index = (iz*{detector.shape[1]}+ix)*{detector.shape[2]}+iy",
-            "cell_size_mm": list(detector.cell_size_mm),
-            "energy_unit": "MeV",
-        }
-        for name, value in sorted((events.attributes | geometry).items()):
+        for name, value in encoded.items():
             file.attrs[name] = value
+
+
+def _fixed(value: object, where: str) -> NDArray[Any]:
+    """An attribute with strings of fixed length, which a reader can bound before it reads them."""
+    array = np.asarray(value)
+    if array.dtype.kind == "U":
+        encoded = np.char.encode(array, "utf-8")
+        array = encoded.astype(h5py.string_dtype("utf-8", max(1, encoded.dtype.itemsize)))
+    elif array.dtype.kind not in "biufS" or array.ndim > 1:
+        raise TypeError(f"{where} must be text, a number or a list of them, not {type(value).__name__}")
+    if array.nbytes > _LARGEST_ATTRIBUTE:
+        raise InvalidEventSet(f"{where}: {array.nbytes} bytes are too many; shorten it to {_LARGEST_ATTRIBUTE}.")
+    return array
 
 
 def _write_samples(file: h5py.File, samples: NDArray[np.float32], compression: str | None) -> None:
     """Compress chunks in threads (HDF5 would hold one lock over all of it) and hand them over as they are."""
     if compression is None or not len(samples):
-        file.create_dataset(SHOWERS, data=samples, track_times=False)
+        file.create_dataset(SHOWERS, data=samples.astype("<f4", copy=False), track_times=False)
         return
     rows, voxels = min(_CHUNK, len(samples)), samples.shape[1]
-    dataset = file.create_dataset(
-        SHOWERS, samples.shape, "<f4", chunks=(rows, voxels), compression="gzip", compression_opts=4, shuffle=True, track_times=False
-    )
+    layout: dict[str, Any] = {"chunks": (rows, voxels), "compression": "gzip", "compression_opts": 4, "shuffle": True}
+    dataset = file.create_dataset(SHOWERS, samples.shape, "<f4", track_times=False, **layout)
 
     def compress(start: int) -> bytes:
         chunk = np.zeros((rows, voxels), "<f4")
         part = samples[start : start + rows]
         chunk[: len(part)] = part
-        return zlib.compress(np.ascontiguousarray(chunk.view(np.uint8).reshape(-1, 4).T), 4)
+        return zlib.compress(chunk.view(np.uint8).reshape(-1, 4).T.tobytes(), 4)
 
     starts = range(0, len(samples), rows)
-    with ThreadPoolExecutor(max_workers=_threads()) as pool:
-        for group in range(0, len(starts), 32):
-            for start, data in zip(starts[group : group + 32], pool.map(compress, starts[group : group + 32]), strict=True):
+    with ThreadPoolExecutor(_threads()) as pool:
+        for first in range(0, len(starts), 32):
+            group = starts[first : first + 32]
+            for start, data in zip(group, pool.map(compress, group), strict=True):
                 dataset.id.write_direct_chunk((start, 0), data)
 
 
 def _threads() -> int:
-    import os
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, 8)
 
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file says about its events; everything but the showers is read and checked."""
+
+    count: int
+    detector: str
+    conditions: dict[str, NDArray[np.float32]]
+    attributes: dict[str, Any]
 
 
-def _header(path: Path) -> tuple[int, str, dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """(count, detector, conditions, attributes) of one file; everything but the showers is read and checked."""
+def _read_header(path: Path) -> _Header:
     with open_untrusted(path) as file:
-        return _read_header(file, path)[:4]
+        return _parse(file, path)[0]
 
 
-def _read_header(
-    file: h5py.File, path: Path
-) -> tuple[int, str, dict[str, NDArray[np.float32]], dict[str, Any], h5py.Dataset]:
+def _parse(file: h5py.File, path: Path) -> tuple[_Header, h5py.Dataset]:
     names = dataset_names(file, path)
     for name in (ENERGIES, SHOWERS):
         if name not in names:
             raise InvalidEventSet(
-                f"Event set {path} has no dataset {name!r} (it has {', '.join(names[:8]) or 'none'}). CaloChallenge's format needs "
-                f"{ENERGIES!r} (N, 1) and {SHOWERS!r} (N, voxels), both in MeV."
+                f"Event set {path} has no dataset {name!r}; it has {', '.join(sorted(names)[:8]) or 'none'}. "
+                f"CaloChallenge's format needs {ENERGIES!r} (N, 1) and {SHOWERS!r} (N, voxels), both in MeV."
             )
     showers = open_dataset(file, path, SHOWERS)
     if len(showers.shape) != 2 or not showers.shape[1]:
-        raise InvalidEventSet(f"Event set {path}, dataset {SHOWERS!r}: shape {showers.shape} is wrong, (N, voxels) is right.")
+        raise InvalidEventSet(
+            f"Event set {path}, dataset {SHOWERS!r}: shape {showers.shape} is wrong, (N, voxels) is right. "
+            "Flatten (z, x, y)."
+        )
+    count, voxels = showers.shape
     attributes = read_attributes(file, path)
-    detector = _detector_of(path, attributes, showers.shape[1])
+    detector = _detector_of(path, attributes, voxels)
     conditions = {}
-    for name in sorted(names, key=lambda name: (name != ENERGIES, name)):
-        if name == SHOWERS:
-            continue
+    for name in sorted(set(names) - {SHOWERS}, key=lambda name: (name != ENERGIES, name)):
         column = open_dataset(file, path, name)
-        if column.shape not in ((len(showers), 1), (len(showers),)):
+        if column.shape not in ((count, 1), (count,)):
             if name != ENERGIES:
                 continue
             raise InvalidEventSet(
-                f"Event set {path}, dataset {name!r}: shape {column.shape} is wrong, ({len(showers)}, 1) is right: one energy per shower."
+                f"Event set {path}, dataset {name!r}: shape {column.shape} is wrong, ({count}, 1) is right: "
+                "one energy per shower."
             )
-        if name != ENERGIES and not _COLUMN_NAME.fullmatch(name):
-            raise InvalidEventSet(f"Event set {path}: {name!r:.80} cannot be the name of a condition. Rename the dataset.")
-        values = column[...].reshape(-1).astype(np.float32)
-        energy = name == ENERGIES
-        _check_values(values, f"Event set {path}", name, positive=energy, bounded=energy)
-        conditions[ENERGY if energy else name] = values
-    return len(showers), detector, conditions, attributes, showers
+        if not _COLUMN_NAME.fullmatch(name):
+            raise InvalidEventSet(f"Event set {path}: {name!r:.80} cannot name a condition. Rename the dataset.")
+        with np.errstate(over="ignore"):  # becomes infinite, which is then refused
+            values = column[...].reshape(-1).astype(np.float32)
+        _check_values(values, f"Event set {path}", name)
+        conditions[ENERGY if name == ENERGIES else name] = values
+    return _Header(count, detector, conditions, attributes), showers
 
 
 def _detector_of(path: Path, attributes: dict[str, Any], voxels: int) -> str:
+    """Take the name of the detector out of the attributes, or infer it from the number of voxels."""
     name = attributes.pop("detector", None)
     if name is None:
         inferred = infer_detector(voxels)
         if inferred is None:
             raise InvalidEventSet(
-                f"Event set {path}, dataset {SHOWERS!r}: no known detector has {voxels} voxels. Showers of clic-ecal have 15625 (25 x 25 x 25)."
+                f"Event set {path}, dataset {SHOWERS!r}: shape (N, {voxels}) fits no known detector. Showers of "
+                "clic-ecal have 15625 voxels (25 x 25 x 25)."
             )
         return inferred.name
     try:
@@ -288,56 +341,61 @@ def _detector_of(path: Path, attributes: dict[str, Any], voxels: int) -> str:
         raise UnknownDetector(f"Event set {path}, attribute 'detector': {error}") from None
     if detector.voxels != voxels:
         raise InvalidEventSet(
-            f"Event set {path}, dataset {SHOWERS!r}: {voxels} voxels do not fit detector {detector.name}, which has {detector.voxels}."
+            f"Event set {path}, dataset {SHOWERS!r}: shape (N, {voxels}) does not fit detector {detector.name}; "
+            f"(N, {detector.voxels}) is right."
         )
     return detector.name
 
 
-def _read_file(path: Path, start: int, stop: int) -> EventSet:
+def _read_file(path: Path, start: int, stop: int | None) -> EventSet:
     with open_untrusted(path) as file:
-        count, detector, conditions, attributes, showers = _read_header(file, path)
-        shape = get_detector(detector).shape
-        samples = np.empty((stop - start, *shape), np.float32)
+        header, showers = _parse(file, path)
+        stop = header.count if stop is None else min(stop, header.count)
+        samples = np.empty((stop - start, *get_detector(header.detector).shape), np.float32)
         flat = samples.reshape(len(samples), showers.shape[1])
         for begin in range(start, stop, 10 * _CHUNK):
-            end = min(begin + 10 * _CHUNK, stop)
-            showers.read_direct(flat, np.s_[begin:end], np.s_[begin - start : end - start])
-            _check_values(flat[begin - start : end - start], f"Event set {path}", SHOWERS, first=begin)
-        return EventSet({name: values[start:stop] for name, values in conditions.items()}, samples, detector, attributes)
+            rows = slice(begin, min(begin + 10 * _CHUNK, stop))
+            target = slice(rows.start - start, rows.stop - start)
+            showers.read_direct(flat, np.s_[rows], np.s_[target])
+            _check_values(flat[target], f"Event set {path}", SHOWERS, first=begin)
+    conditions = {name: values[start:stop] for name, values in header.conditions.items()}
+    return EventSet(conditions, samples, header.detector, header.attributes)
 
 
-def _check_values(
-    values: NDArray[np.float32], where: str, dataset: str, *, positive: bool = False, bounded: bool = True, first: int = 0
-) -> None:
-    """Refuse what is not finite and, when `bounded`, what is negative (or, when `positive`, zero)."""
+def _check_values(values: NDArray[np.float32], where: str, dataset: str, *, first: int = 0) -> None:
+    """Refuse what is not finite, showers below zero, and incident energies that are not above it."""
     if not values.size:
         return
-    low, high = float(values.min()), float(values.max())  # NaN wins both
-    if np.isfinite(low) and np.isfinite(high) and (not bounded or low > 0 or (low == 0 and not positive)):
+    lowest, right = {
+        SHOWERS: (0.0, "finite energies in MeV, zero or more"),
+        ENERGIES: (float(np.finfo(np.float32).smallest_subnormal), "finite energies in MeV, above zero"),
+    }.get(dataset, (-np.inf, "finite numbers"))
+    low, high = values.min(), values.max()  # NaN if there is one
+    if np.isfinite(low) and np.isfinite(high) and low >= lowest:
         return
-    bad = ~np.isfinite(values)
-    if bounded:
-        bad |= (values <= 0) if positive else (values < 0)
-    event = int(np.argmax(bad.reshape(len(values), -1).any(axis=1)))
-    value = values[event].reshape(-1)[np.argmax(bad[event].reshape(-1))]
-    right = "finite numbers" if not bounded else "finite energies above zero" if positive else "finite energies, zero or more"
-    raise InvalidEventSet(f"{where}, dataset {dataset!r}: event {first + event} holds {value}; {right} (MeV) are right. Repair or remove the event.")
+    bad = (~np.isfinite(values) | (values < lowest)).reshape(len(values), -1)
+    event = int(np.argmax(bad.any(axis=1)))
+    value = values.reshape(len(values), -1)[event, np.argmax(bad[event])]
+    raise InvalidEventSet(
+        f"{where}, dataset {dataset!r}: event {first + event} holds {value}, but {right} are right. "
+        "Repair or remove the event."
+    )
 
 
 def _dataset_of(condition: str) -> str:
     return ENERGIES if condition == ENERGY else condition
 
 
-def _join_attributes(attributes: Sequence[dict[str, Any]], *, len_total: int) -> dict[str, Any]:
-    first = attributes[0]
-    if len(attributes) == 1:
+def _join_attributes(every: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
+    first = every[0]
+    if len(every) == 1:
         return dict(first)
-    joined = {name: value for name, value in first.items() if all(other.get(name) == value for other in attributes[1:])}
-    if all("seconds" in found for found in attributes):
-        joined["seconds"] = sum(float(found["seconds"]) for found in attributes)
-        if len_total:
-            joined["seconds_per_event"] = joined["seconds"] / len_total
-    seeds = [found.get("seed") for found in attributes]
+    joined = {name: value for name, value in first.items() if all(other.get(name) == value for other in every[1:])}
+    if all(isinstance(found.get("seconds"), int | float) for found in every):
+        joined["seconds"] = sum(found["seconds"] for found in every)
+        if count:
+            joined["seconds_per_event"] = joined["seconds"] / count
+    seeds = [found.get("seed") for found in every]
     if "seed" not in joined and all(seed is not None for seed in seeds):
         joined["seed"] = [value for seed in seeds for value in (seed if isinstance(seed, list) else [seed])]
     return joined

@@ -47,7 +47,7 @@ def output_error(path: Path, error: OSError) -> OutputError:
 
 
 def check_writable(final: Path | str) -> None:
-    """Raise OutputError now if `final` plainly cannot be written later; for verbs that compute for long before they write."""
+    """Raise OutputError now if `final` plainly cannot be written later: before a long computation, not after it."""
     final = Path(final)
     try:
         if final.is_dir():

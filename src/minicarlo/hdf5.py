@@ -1,41 +1,57 @@
-"""Opening HDF5 files of strangers: nothing outside the file is reached, nothing is allocated that the file cannot fill.
+"""Opening HDF5 files of strangers: nothing outside the file is reached, nothing is allocated that it cannot fill.
 
-Links are judged before they are followed, storage before data are read. HDF5 itself would follow external links, read
-external storage and virtual datasets from any file, and believe any size the header claims.
+HDF5 itself follows external links, reads external storage and virtual datasets from any file, and believes any size a
+header claims. So links are judged before they are followed, and storage before data are read.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
+from minicarlo import _attributes
 from minicarlo.errors import InvalidEventSet
 
-_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_CACHE_IMAGE, _CONTINUATION = 0x18, 0x10  # types of object header messages
+_FILTERS = {
+    h5py.h5z.FILTER_DEFLATE: "gzip",
+    h5py.h5z.FILTER_SHUFFLE: "shuffle",
+    h5py.h5z.FILTER_LZF: "lzf",
+    h5py.h5z.FILTER_FLETCHER32: "fletcher32",
+}
 _LARGEST_CHUNK = 2**28
 _LARGEST_EXPANSION = 1100  # deflate reaches 1032
-_LARGEST_ATTRIBUTE = 2**20
-_MOST_LINKS, _MOST_ATTRIBUTES = 1000, 1000
+_MOST_ENTRIES = 1000
+_SECONDS = 60
+
+_REWRITE = "Write it as a plain float32 dataset (contiguous, or chunked with gzip)."
+_INCOMPLETE = "Copy or download the file again."
 
 
 @contextmanager
 def open_untrusted(path: Path) -> Iterator[h5py.File]:
-    """Open `path` for reading. Raises InvalidEventSet, also for whatever HDF5 raises inside the block."""
+    """Open `path` for reading. Raises InvalidEventSet, also for whatever h5py raises inside the block."""
     try:
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
             raise InvalidEventSet(f"Event set {path} {what}. Give an HDF5 file or a folder of shards.")
+        _check_superblock(path)
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (OSError, RuntimeError, KeyError, ValueError, UnicodeError) as error:
-        raise InvalidEventSet(f"Event set {path} cannot be read: {_explain(path, error)}") from error
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise InvalidEventSet(f"Event set {path} cannot be read: {_explain(error)}") from error
 
 
 def dataset_names(file: h5py.File, path: Path) -> list[str]:
@@ -43,94 +59,159 @@ def dataset_names(file: h5py.File, path: Path) -> list[str]:
 
     Raises InvalidEventSet for any link that is not a plain one, before it is followed.
     """
-    links = file.id.links
-    if len(file.id) > _MOST_LINKS:
-        raise InvalidEventSet(f"Event set {path} has {len(file.id)} objects at its root; at most {_MOST_LINKS} are accepted.")
+    if len(file.id) > _MOST_ENTRIES:
+        raise InvalidEventSet(
+            f"Event set {path} has {len(file.id)} objects at its root; at most {_MOST_ENTRIES} are accepted. "
+            "Remove the others."
+        )
     names = []
     for raw in list(file.id):
-        name = raw.decode("utf-8", "replace")
-        kind = links.get_info(raw).type
+        kind = file.id.links.get_info(raw).type
         if kind != h5py.h5l.TYPE_HARD:
-            what = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}.get(kind, "an unknown link")
+            known = {h5py.h5l.TYPE_SOFT: "a soft link", h5py.h5l.TYPE_EXTERNAL: "an external link"}
+            what = f"{raw.decode('utf-8', 'replace')!r:.80} is {known.get(kind, 'an unknown link')}"
             raise InvalidEventSet(
-                f"Event set {path}: {name!r:.80} is {what}, which could lead out of the file and is never followed. "
-                "Copy the data itself into the file (h5repack, or read and write it again)."
+                f"Event set {path}: {what}, which could lead out of the file and is never followed. "
+                "Copy the data themselves into the file."
             )
         if h5py.h5o.get_info(file.id, raw).type == h5py.h5o.TYPE_DATASET:
-            names.append(name)
+            names.append(raw.decode("utf-8"))
     return names
 
 
 def open_dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
     """A numeric dataset whose data lie in this file, completely. Raises InvalidEventSet."""
 
-    def refuse(reason: str, remedy: str) -> InvalidEventSet:
+    def refusal(reason: str, remedy: str = _REWRITE) -> InvalidEventSet:
         return InvalidEventSet(f"Event set {path}, dataset {name!r:.80}: {reason}. {remedy}")
 
-    rewrite = "Write it as a plain float32 dataset (contiguous or chunked with gzip)."
     identifier = h5py.h5d.open(file.id, name.encode())
     creation = identifier.get_create_plist()
     layout = creation.get_layout()
     if layout == h5py.h5d.VIRTUAL:
-        raise refuse("it is a virtual dataset, which takes its data from other files", rewrite)
+        raise refusal("it is a virtual dataset, which takes its data from other files")
     if creation.get_external_count() > 0:
-        raise refuse("its data are stored in other files (external storage)", rewrite)
+        raise refusal("its data are stored in other files (external storage)")
     if layout not in (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED):
-        raise refuse("its storage layout is unknown", rewrite)
+        raise refusal("its storage layout is unknown")
     kind = identifier.get_type()
     if not isinstance(kind, h5py.h5t.TypeFloatID | h5py.h5t.TypeIntegerID) or kind.get_size() > 8:
-        raise refuse("its elements are not plain numbers", rewrite)
+        raise refusal("its elements are not plain numbers")
     filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
-    if not set(filters) <= _FILTERS or len(set(filters)) != len(filters):
-        raise refuse(f"it is compressed with filters {filters}", "Accepted are gzip, shuffle, lzf and fletcher32, each once.")
+    if not _FILTERS.keys() >= set(filters) or len(set(filters)) != len(filters):
+        accepted = ", ".join(_FILTERS.values())
+        raise refusal(f"it is compressed with filters {filters}", f"Accepted are {accepted}, each once.")
+    if identifier.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE:
+        raise refusal("it is not an array")
     dataset = h5py.Dataset(identifier)
-    size = path.stat().st_size
-    claimed, stored = dataset.size * kind.get_size() if dataset.shape else 0, identifier.get_storage_size()
-    truncated = "Its data are incomplete; copy or download the file again."
-    if stored > size or (filters == [] and claimed > size) or claimed > size * _LARGEST_EXPANSION:
-        raise refuse(f"it claims {claimed} bytes, which a file of {size} bytes cannot hold", truncated)
-    if layout == h5py.h5d.CHUNKED and claimed:
+    size, stored, claimed = path.stat().st_size, identifier.get_storage_size(), prod(dataset.shape) * kind.get_size()
+    if stored > size or claimed > size * (_LARGEST_EXPANSION if filters else 1):
+        raise refusal(f"it claims {claimed} bytes, which a file of {size} bytes cannot hold", _INCOMPLETE)
+    if layout != h5py.h5d.CHUNKED:
+        if stored < claimed:
+            raise refusal(f"only {stored} of its {claimed} bytes are there", _INCOMPLETE)
+    elif claimed:
         if prod(dataset.chunks) * kind.get_size() > _LARGEST_CHUNK:
-            raise refuse(f"its chunks of {dataset.chunks} are too large", f"Use chunks of at most {_LARGEST_CHUNK} bytes.")
+            raise refusal(f"its chunks {dataset.chunks} are too large", f"At most {_LARGEST_CHUNK} bytes are accepted.")
         expected = prod(ceil(length / chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True))
         present = identifier.get_num_chunks()
         if present != expected:
-            raise refuse(f"{present} of its {expected} chunks are there", truncated)
-    elif stored < claimed:
-        raise refuse(f"{stored} of its {claimed} bytes are there", truncated)
+            raise refusal(f"only {present} of its {expected} chunks are there", _INCOMPLETE)
     return dataset
 
 
 def read_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Attributes of the root that are text, numbers or short lists of them; others are left out. Raises InvalidEventSet."""
-    if len(file.attrs) > _MOST_ATTRIBUTES:
-        raise InvalidEventSet(f"Event set {path} has {len(file.attrs)} attributes; at most {_MOST_ATTRIBUTES} are accepted.")
-    result: dict[str, Any] = {}
-    for name in sorted(file.attrs):
+    """Attributes of the root that are text, numbers or lists of them; others are left out.
+
+    Strings of variable length are read in another process (see `_attributes`). Raises InvalidEventSet.
+    """
+    if len(file.attrs) > _MOST_ENTRIES:
+        raise InvalidEventSet(
+            f"Event set {path} has {len(file.attrs)} attributes; at most {_MOST_ENTRIES} are accepted. "
+            "Remove the others."
+        )
+    variable = False
+    for name in file.attrs:
         identifier = file.attrs.get_id(name)
-        if identifier.get_storage_size() > _LARGEST_ATTRIBUTE:
-            raise InvalidEventSet(f"Event set {path}, attribute {name!r:.80}: larger than {_LARGEST_ATTRIBUTE} bytes. Remove it.")
-        text = h5py.check_string_dtype(identifier.dtype) is not None
-        if len(identifier.shape) > 1 or not (text or identifier.dtype.kind in "biuf"):
-            continue
-        value = file.attrs[name]
-        if isinstance(value, h5py.Empty):
-            continue
-        values = [_plain(item) for item in np.atleast_1d(value).tolist()]
-        result[name] = values if identifier.shape else values[0]
-    return result
+        if identifier.get_storage_size() > _attributes.LARGEST:
+            raise InvalidEventSet(
+                f"Event set {path}, attribute {name!r:.80}: larger than {_attributes.LARGEST} bytes. Remove it."
+            )
+        text = h5py.check_string_dtype(identifier.dtype)
+        variable |= text is not None and text.length is None
+    if not variable:
+        return _attributes.attributes_of(file)
+    state = path.stat()
+    return dict(_attributes_from_child(os.path.realpath(path), state.st_ino, state.st_size, state.st_mtime_ns))
 
 
-def _plain(item: object) -> object:
-    return item.decode("utf-8", "replace") if isinstance(item, bytes) else item
+@lru_cache(maxsize=256)
+def _attributes_from_child(path: str, *state: int) -> dict[str, Any]:
+    command = [sys.executable, "-P", _attributes.__file__, path]
+    try:
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # its threads would count against the memory
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ValueError("reading its attributes does not end") from None
+    if done.returncode:
+        last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise ValueError(f"its attributes cannot be read: {last[0]}" if last else "reading its attributes does not end")
+    attributes: dict[str, Any] = json.loads(done.stdout)
+    return attributes
 
 
-def _explain(path: Path, error: Exception) -> str:
+def _check_superblock(path: Path) -> None:
+    """Raise ValueError when the file holds a metadata cache image, which HDF5 would load as it stands on opening.
+
+    Follows the HDF5 File Format Specification 3.0: II.A (superblock), II.C (its extension), IV.A.1 (object headers).
+    """
+    with path.open("rb") as stream:
+        size = path.stat().st_size
+        start = 0
+        while stream.seek(start) < size and stream.read(8) != _SIGNATURE:
+            start = max(512, 2 * start)
+        version, offset_size = (stream.read(2) + b"\0\0")[:2]
+        if version < 2:
+            return
+        stream.seek(start + 12 + offset_size)
+        address = int.from_bytes(stream.read(offset_size), "little")
+        if address == 256**offset_size - 1:
+            return
+        if start + address >= size:
+            raise ValueError("its superblock extension lies beyond its end")
+        stream.seek(start + address)
+        types = _message_types(stream.read(2**16))
+    if {_CACHE_IMAGE, _CONTINUATION} & set(types):
+        raise ValueError("it holds a metadata cache image; h5repack removes it")
+
+
+def _message_types(header: bytes) -> Iterator[int]:
+    """Types of the messages in the first chunk of an object header."""
+    if header[:4] == b"OHDR":
+        flags = header[5]
+        position = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
+        width = 1 << (flags & 3)
+        length, position = int.from_bytes(header[position : position + width], "little"), position + width
+        type_width, head = 1, 4 + 2 * bool(flags & 0x04)
+    else:
+        length, position = int.from_bytes(header[8:12], "little"), 16
+        type_width, head = 2, 8
+    end = position + length
+    if end > len(header):
+        raise ValueError("its superblock extension is too long")
+    while position + head <= end:
+        yield int.from_bytes(header[position : position + type_width], "little")
+        position += head + int.from_bytes(header[position + type_width : position + type_width + 2], "little")
+
+
+def _explain(error: Exception) -> str:
     text = str(error)
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory. Read it in pieces (start, stop)."
     if isinstance(error, PermissionError) or "errno = 13" in text:
-        return "you may not read it."
+        return "you may not read it. Change its permissions."
     if "file signature not found" in text:
-        return "it is not an HDF5 file. Give a file written by minicarlo simulate or generate, or in CaloChallenge's format."
+        return "it is not an HDF5 file. Give one of minicarlo simulate or generate, or in CaloChallenge's format."
     if "truncated file" in text:
         return "it is shorter than its header says. Copy or download it again."
     text = re.sub(r"\s+", " ", text)[:200]

@@ -1,7 +1,7 @@
 """Counter-based random numbers: what event i of a seed gets never depends on how the work is cut up.
 
-Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11) keyed by (seed, stream) jumps straight to any
-block of 64 events. NumPy may change its normal sampler between minor releases, so "same bits" holds for one NumPy version.
+Philox4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11) keyed by (seed, stream) jumps straight
+to any block of 64 events. NumPy may change its normal sampler in a minor release, so "same bits" holds for one NumPy.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ class EnergyDistribution:
             raise InvalidCondition(f"Energy distribution {self.kind!r} is unknown: choose log or uniform.")
         if not (0 < self.low_mev <= self.high_mev < 1e15):
             raise InvalidCondition(
-                f"Energies {self.low_mev:g} MeV to {self.high_mev:g} MeV are no range: the first must be above zero and below the second."
+                f"Energies {self.low_mev:g} MeV to {self.high_mev:g} MeV are no range: the first must be above zero "
+                "and below the second."
             )
         if (self.kind == "fixed") != (self.low_mev == self.high_mev):
             raise InvalidCondition(
-                f"Energies {self.low_mev:g} MeV to {self.high_mev:g} MeV do not fit a {self.kind} distribution: give one energy "
-                "(10GeV) or two that differ (1GeV:100GeV)."
+                f"Energies {self.low_mev:g} MeV to {self.high_mev:g} MeV do not fit a {self.kind} distribution: give "
+                "one energy (10GeV) or two that differ (1GeV:100GeV)."
             )
 
     @classmethod
@@ -84,7 +85,7 @@ class EnergyDistribution:
         return f"{_format_energy(self.low_mev)}:{_format_energy(self.high_mev)}:{self.kind}"
 
     def sample(self, seed: int, start: int, count: int) -> NDArray[np.float32]:
-        """Energies of events start .. start + count - 1 of `seed` in MeV, shape (count,) float32, never outside the range.
+        """Energies in MeV of events start .. start + count - 1 of `seed`, shape (count,) float32, all inside the range.
 
         Raises InvalidCondition for a seed outside [0, 2^64) or a negative start or count.
         """
@@ -106,7 +107,7 @@ class EnergyDistribution:
 def event_seed(seed: int, index: int) -> int:
     """Seed in [1, 2^31 - 2] for a sequential generator (Geant4's) that simulates event `index` of `seed`.
 
-    An affine walk through all 2^31 - 2 values whose start and step depend on `seed`: events of one run never share a seed.
+    An affine walk through all 2^31 - 2 values whose start and step depend on `seed`: events of one run share none.
     Raises InvalidCondition for a seed outside [0, 2^64) or a negative index.
     """
     _check(seed, index, 0)
@@ -161,8 +162,8 @@ def _parse_energy(part: str, text: str) -> float:
 
 def _malformed(text: str) -> InvalidCondition:
     return InvalidCondition(
-        f"Energy {str(text)!r:.80} is not understood: write one energy with its unit (10GeV), or a range and how it is filled "
-        "(1GeV:100GeV:log, 500MeV:2GeV:uniform). Units are eV, keV, MeV, GeV, TeV."
+        f"Energy {str(text)!r:.80} is not understood: write one energy with its unit (10GeV), or a range and how it is "
+        "filled (1GeV:100GeV:log, 500MeV:2GeV:uniform). Units are eV, keV, MeV, GeV, TeV."
     )
 
 

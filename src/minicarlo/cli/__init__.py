@@ -37,11 +37,10 @@ class _Verbs(click.Group):
             command = importlib.import_module(module).command
         except ModuleNotFoundError as error:
             if error.name == module:
-                raise MissingExtra(f"The verb {cmd_name} is not part of this installation. Install minicarlo again.") from error
-            raise MissingExtra(
-                f"The verb {cmd_name} needs the Python module {error.name}, which is not installed. "
-                f"Install it with: {_remedy(error.name or '')}"
-            ) from error
+                raise MissingExtra(
+                    f"The verb {cmd_name} is not part of this installation. Install minicarlo again."
+                ) from error
+            raise _missing(error) from error
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.command is not a click command")
         return command
@@ -56,6 +55,11 @@ class _Verbs(click.Group):
         except MinicarloError as error:
             click.echo(paragraph(error), err=True)
             ctx.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if _extra_of(error) is None:
+                raise
+            click.echo(paragraph(_missing(error)), err=True)
+            ctx.exit(MissingExtra.exit_code)
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             ctx.exit(130)
@@ -80,6 +84,13 @@ def paragraph(error: MinicarloError) -> str:
     return textwrap.fill(f"Error: {' '.join(text.split())}", width=100, break_long_words=False, break_on_hyphens=False)
 
 
-def _remedy(module: str) -> str:
-    extra = {"torch": "train", "tensorboard": "train", "geant4_pybind": "geant4"}.get(module.split(".")[0])
-    return f"pip install 'minicarlo[{extra}]'" if extra else "pip install --force-reinstall minicarlo"
+def _extra_of(error: ModuleNotFoundError) -> str | None:
+    """The optional part of minicarlo that brings the missing module."""
+    extras = {"torch": "train", "tensorboard": "train", "geant4_pybind": "geant4"}
+    return extras.get((error.name or "").split(".")[0])
+
+
+def _missing(error: ModuleNotFoundError) -> MissingExtra:
+    extra = _extra_of(error)
+    remedy = f"pip install 'minicarlo[{extra}]'" if extra else "pip install --force-reinstall minicarlo"
+    return MissingExtra(f"The Python module {error.name} is not installed. Install it with: {remedy}")

@@ -28,7 +28,12 @@ def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> bo
 
 
 json_option = click.option(
-    "--json", "as_json", is_flag=True, callback=_remember, is_eager=True, help="Print the result as one JSON object, nothing else."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_remember,
+    is_eager=True,
+    help="Print the result as one JSON object and nothing else.",
 )
 """Decorator: adds --json, passed to the command as `as_json`; progress is then silent."""
 
@@ -40,7 +45,7 @@ def json_wanted() -> bool:
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401
-    """Print one JSON object to standard output: NumPy, paths and dataclasses as plain values, NaN and infinity as null."""
+    """Print one JSON object to standard output; NumPy, paths, dataclasses become plain values, NaN becomes null."""
     click.echo(json.dumps(to_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
@@ -80,18 +85,18 @@ def progress_bar(title: str, *, unit: str = "") -> Iterator[Progress]:
 
 @contextmanager
 def _bar(title: str, unit: str) -> Iterator[Progress]:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit, markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn(unit, markup=False),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with rich.Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -118,8 +123,11 @@ def say(message: str) -> None:
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...] | None = None) -> str:
     """Columns aligned for a terminal: the first to the left, the others to the right."""
     every = ([header] if header else []) + rows
-    widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))] if every else []
-    lines = ["  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in every]
+    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+    lines = []
+    for row in every:
+        first, *others = (f"{cell:{'>' if column else '<'}{widths[column]}}" for column, cell in enumerate(row))
+        lines.append("  ".join([first, *others]).rstrip())
     if header:
         lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
