@@ -1,0 +1,29 @@
+# Two commands: `make demo` runs the whole chain, `make test` checks everything. Each makes its own virtual environment.
+PYTHON ?= python3.11
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo/installed
+	.venv/demo/bin/minicarlo demo -o minicarlo-demo
+
+test: .venv/test/installed
+	.venv/test/bin/ruff check .
+	.venv/test/bin/ruff format --check .
+	.venv/test/bin/mypy
+	.venv/test/bin/lint-imports
+	.venv/test/bin/pytest
+
+.venv/demo/installed: pyproject.toml
+	$(PYTHON) -m venv .venv/demo
+	.venv/demo/bin/pip install --quiet --upgrade pip
+	.venv/demo/bin/pip install --progress-bar on .
+	touch $@
+
+.venv/test/installed: pyproject.toml
+	$(PYTHON) -m venv .venv/test
+	.venv/test/bin/pip install --quiet --upgrade pip
+	.venv/test/bin/pip install --editable ".[train,geant4,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv minicarlo-demo

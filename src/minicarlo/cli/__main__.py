@@ -1,0 +1,5 @@
+"""`python -m minicarlo.cli`."""
+
+from minicarlo.cli import main
+
+main()

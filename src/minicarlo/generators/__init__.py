@@ -1,0 +1,1 @@
+"""Generator networks, one file each; they need PyTorch, which whoever only generates does not."""

@@ -1,0 +1,1 @@
+"""Training: from event sets to a surrogate. Needs PyTorch (the extra `train`)."""

@@ -1,0 +1,150 @@
+"""Training of `gan3d` as published: adversarial loss, energy regression and total energy."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from minicarlo.generators.gan3d import ENERGY_UNITS, IMAGE_UNIT_MEV, Discriminator3D, Gan3D
+from minicarlo.training.config import Training
+from minicarlo.training.showers import Showers
+
+__all__ = ["AdversarialRecipe"]
+
+WEIGHTS = {"adversarial": 2.0, "energy": 0.1, "total": 0.1}  # of the published training; the last two losses are in per cent
+FLIPPED = 0.05  # share of the discriminator's labels that are turned round
+GENERATOR_STEPS = 2  # per discriminator step
+
+
+class AdversarialRecipe:
+    """One step trains the discriminator on a real and a generated batch, then the generator twice.
+
+    As published: RMSprop, flipped labels, losses `2 BCE + 0.1 MAPE(energy) + 0.1 MAPE(total)`, the total of a generated shower
+    compared with a polynomial fit of the Monte Carlo's mean visible energy. The energies of generated batches are those of
+    Monte Carlo events, so that both batches follow one distribution.
+
+    References:
+        https://github.com/svalleco/3Dgan, keras/EcalEnergyTrain.py
+    """
+
+    def __init__(self, generator: Gan3D, showers: Showers, settings: Training, device: torch.device, bf16: bool) -> None:
+        self.generator = generator.to(device)
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.discriminator = Discriminator3D().to(device)
+        self.showers, self.settings, self.device = showers, settings, device
+        # oneDNN on AMX computes this network's first convolution wrongly in bf16 (8 channels, kernel width 8)
+        self.bf16 = bf16 and not (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+        self.optimisers = {
+            "generator": torch.optim.RMSprop(self.generator.parameters(), lr=settings.learning_rate, alpha=0.9),
+            "discriminator": torch.optim.RMSprop(
+                self.discriminator.parameters(), lr=settings.discriminator_learning_rate, alpha=0.9
+            ),
+        }
+        self.total_steps = settings.steps
+        self.fit = fit_visible_energy(showers, generator.high_mev).to(device)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimisation step; returns the losses by name."""
+        torch.manual_seed(self.settings.seed * 1_000_003 + step)
+        batch = self.showers.draw(self.settings.batch, self.settings.seed, step).to(self.device)
+        losses = {f"discriminator/{name}": value for name, value in self.discriminator_step(batch).items()}
+        for part in range(GENERATOR_STEPS):
+            other = self.showers.draw(self.settings.batch, self.settings.seed, step * GENERATOR_STEPS + part + 2**31)
+            for name, value in self.generator_step(other.incident_energy.to(self.device)).items():
+                losses[f"generator/{name}"] = value
+        self.update_average(step)
+        return losses
+
+    def discriminator_step(self, batch: Showers) -> dict[str, float]:
+        with torch.no_grad():
+            fake = self.make(batch.incident_energy)
+        energy = self.scaled(batch.incident_energy)
+        flips = (torch.rand(2, len(batch), device=self.device) < FLIPPED).float()
+        total = torch.zeros((), device=self.device)
+        sums: dict[str, float] = {}
+        for name, image, label in (("real", batch.energy / IMAGE_UNIT_MEV, 1 - flips[0]), ("fake", fake, flips[1])):
+            losses = self.losses(image, label, energy)
+            total = total + sum(WEIGHTS[key] * losses[key] for key in ("adversarial", "energy"))
+            sums |= {f"{name} {key}": float(value.detach()) for key, value in losses.items()}
+        descend(self.optimisers["discriminator"], total)
+        return sums
+
+    def generator_step(self, incident_energy: Tensor) -> dict[str, float]:
+        ones = torch.ones(len(incident_energy), device=self.device)
+        self.discriminator.requires_grad_(False)
+        losses = self.losses(self.make(incident_energy), ones, self.scaled(incident_energy))
+        descend(self.optimisers["generator"], sum((WEIGHTS[key] * losses[key] for key in WEIGHTS), torch.zeros(())))
+        self.discriminator.requires_grad_(True)
+        return {key: float(value.detach()) for key, value in losses.items()}
+
+    def make(self, incident_energy: Tensor) -> Tensor:
+        latent = torch.randn(len(incident_energy), self.generator.latent_size, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.generator.image(latent, incident_energy).float()
+
+    def losses(self, image: Tensor, label: Tensor, energy: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logit, regressed, _ = self.discriminator(image)
+        return {
+            "adversarial": functional.binary_cross_entropy_with_logits(logit.float(), label),
+            "energy": percentage_error(regressed.float(), energy),
+            "total": percentage_error(image.sum((1, 2, 3)), polynomial(self.fit, energy)),
+        }
+
+    def scaled(self, incident_energy: Tensor) -> Tensor:
+        return incident_energy[:, 0] * (ENERGY_UNITS / self.generator.high_mev)
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        decay = min(0.99, (1 + step) / (10 + step))
+        new = self.generator.state_dict()
+        for name, kept in self.average.state_dict().items():
+            if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                kept.copy_(new[name])
+            else:
+                kept.lerp_(new[name], 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator.state_dict(),
+            "average": self.average.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("generator", "average", "discriminator"):
+            module: nn.Module = getattr(self, name)
+            module.load_state_dict(state[name])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
+def percentage_error(value: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute percentage error, in per cent."""
+    return 100 * ((value - target).abs() / target.abs().clamp_min(1e-6)).mean()
+
+
+def fit_visible_energy(showers: Showers, high_mev: float) -> Tensor:
+    """Coefficients, lowest first, of visible energy / condition as a cubic in the condition: the mean sampling fraction."""
+    energy = showers.incident_energy[:, 0].double() * (ENERGY_UNITS / high_mev)
+    fraction = showers.layer_energies.double().sum(1) / IMAGE_UNIT_MEV / energy
+    powers = torch.stack([energy**power for power in range(4)], 1)
+    return torch.linalg.lstsq(powers, fraction[:, None]).solution[:, 0].float()
+
+
+def polynomial(coefficients: Tensor, energy: Tensor) -> Tensor:
+    fraction = torch.zeros_like(energy)
+    for coefficient in coefficients.flip(0):
+        fraction = fraction * energy + coefficient
+    return fraction * energy

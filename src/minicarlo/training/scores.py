@@ -1,0 +1,104 @@
+"""Proper scoring rules: losses whose minimum is the true conditional distribution, without a discriminator.
+
+For two generated samples x, x' and one Monte Carlo sample y under the same condition, the fair energy score
+`(|x - y| + |x' - y|) / 2 - |x - x'| / 2` has its least expectation when x follows the distribution of y
+(Gneiting and Raftery, J. Am. Stat. Assoc. 102 (2007) 359, eqs. 20 to 22). Applied to single numbers it is the continuous ranked
+probability score; applied to sums, moments and patches of a shower it makes the generator learn how cells go together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minicarlo.generators.shower2d import to_root
+
+__all__ = ["ShowerFeatures", "energy_score", "layer_energy_features", "ranked_probability_score"]
+
+THRESHOLD_WIDTH = 0.03  # of the smoothed hit count, in the root scale of `to_root`
+
+
+def ranked_probability_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
+    """Mean fair continuous ranked probability score of two samples (N, K) against the truth (N, K)."""
+    return ((first - truth).abs() + (second - truth).abs() - (first - second).abs()).mean() / 2
+
+
+def energy_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
+    """Mean fair energy score over the last axis of (N, ..., K) tensors."""
+    near = distance(first, truth) + distance(second, truth)
+    return (near - distance(first, second)).mean() / 2
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    return torch.sqrt((a - b).square().sum(-1) + 1e-8)
+
+
+def layer_energy_features(root: Tensor, directions: Tensor) -> Tensor:
+    """What the layer-energy network is scored on.
+
+    Arguments:
+        root: (N, 25) square roots of the layer energies in units of a thousandth of the incident energy.
+        directions: (25, K) unit vectors.
+
+    Returns:
+        (N, 25 + 25 + 2 + K): roots, roots of the running sums, total, centre of energy in layers, random projections.
+    """
+    energy = root.square()
+    running = energy.cumsum(1)
+    total = running[:, -1:]
+    layer = torch.arange(energy.shape[1], dtype=energy.dtype)
+    centre = (energy * layer).sum(1, keepdim=True) / (total + 1)
+    return torch.cat([root, torch.sqrt(running + 1e-3), total / 3, centre / 2, root @ directions], dim=1)
+
+
+class ShowerFeatures:
+    """Groups of features of a batch of showers, each to be scored by itself."""
+
+    def __init__(self, shape: tuple[int, int, int] = (25, 25, 25), threshold_mev: float = 0.05) -> None:
+        layers, height, width = shape
+        y, x = torch.meshgrid(
+            torch.arange(height, dtype=torch.float32) - (height - 1) / 2,
+            torch.arange(width, dtype=torch.float32) - (width - 1) / 2,
+            indexing="ij",
+        )
+        radius = torch.sqrt(x * x + y * y)
+        edges = torch.tensor([0.0, 0.5, 1.2, 2.2, 3.5, 5.5, 8.5, 100.0])
+        rings = [((radius >= low) & (radius < high)).float() for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        columns = [*rings, x, y, x * x, y * y, radius]
+        self.ring_count = len(rings)
+        self.weights = torch.stack([column.flatten() for column in columns], 1)  # (cells of a layer, rings + 5 moments)
+        self.threshold = float(to_root(torch.tensor(threshold_mev)))
+
+    def cells(self, energy: Tensor) -> Tensor:
+        return to_root(energy).flatten(1)
+
+    def patches(self, root: Tensor) -> Tensor:
+        """(N, P, 125) patches of 5x5x5 cells in the root scale."""
+        n = root.shape[0]
+        return root.view(n, 5, 5, 5, 5, 5, 5).permute(0, 1, 3, 5, 2, 4, 6).reshape(n, 125, 125)
+
+    def sums(self, energy: Tensor, layer_energies: Tensor) -> dict[str, Tensor]:
+        """Features that are sums over cells; each (N, K).
+
+        Arguments:
+            energy: (N, 25, 25, 25) MeV.
+            layer_energies: (N, 25) MeV, the true ones, as denominators that do not fluctuate with the sample.
+        """
+        n = energy.shape[0]
+        flat = energy.flatten(2)
+        hits = torch.sigmoid((to_root(energy) - self.threshold) * (1 / THRESHOLD_WIDTH)).flatten(2)
+        ring_hits = hits @ self.weights[:, : self.ring_count]  # (N, 25, rings)
+        ring_energies, moments = (flat @ self.weights).split((self.ring_count, 5), dim=2)
+        total = layer_energies.sum(1)[:, None] + 0.3
+        return {
+            "columns": to_root(energy.sum(1)).flatten(1),
+            "slabs": to_root(energy.view(n, 5, 5, 25, 25).sum(2)).flatten(1),
+            "blocks": to_root(energy.reshape(n, 25, 5, 5, 5, 5).sum((3, 5))).flatten(1),
+            "rings": to_root(ring_energies).flatten(1),
+            "hits in rings": torch.sqrt(ring_hits + 0.1).flatten(1),
+            "hits in layers": torch.sqrt(ring_hits.sum(2) + 0.1),
+            "hits": torch.sqrt(ring_hits.sum((1, 2)) + 0.1)[:, None],
+            "moments of layers": (moments / (layer_energies[..., None] + 0.3)).flatten(1),
+            "moments": moments.sum(1) / total,
+            "ring shares": ring_energies.sum(1) / total,
+        }

@@ -1,0 +1,225 @@
+"""Training on real showers: losses that are proper, runs that resume to the same bits, surrogates that come out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
+
+from minicarlo.errors import IncompatibleEventSets, InvalidConfig, InvalidEventSet  # noqa: E402
+from minicarlo.events import read_events, write_events  # noqa: E402
+from minicarlo.generators.gan3d import Discriminator3D, Gan3D  # noqa: E402
+from minicarlo.generators.shower2d import LATENT_NOISE, Shower2D, from_root, to_root  # noqa: E402
+from minicarlo.surrogate import Surrogate, sample_path  # noqa: E402
+from minicarlo.training.config import read_config  # noqa: E402
+from minicarlo.training.loop import train  # noqa: E402
+from minicarlo.training.scores import ShowerFeatures, energy_score, ranked_probability_score  # noqa: E402
+
+CONFIG = """
+name = "small"
+generator = "{generator}"
+output = "surrogate"
+run = "run"
+[data]
+train = ["showers.h5"]
+validation = "showers.h5"
+[training]
+steps = {steps}
+energy_steps = 4
+batch = 4
+validation_events = 20
+validate_every = 1000
+checkpoint_every = 2
+precision = "fp32"
+threads = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def showers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty real Geant4 showers."""
+    path = tmp_path_factory.mktemp("showers") / "showers.h5"
+    write_events(path, read_events(sample_path(), stop=60))
+    return path
+
+
+def configuration(folder: Path, showers: Path, generator: str = "shower2d", steps: int = 4) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "showers.h5").symlink_to(showers)
+    path = folder / "config.toml"
+    path.write_text(CONFIG.format(generator=generator, steps=steps))
+    return path
+
+
+@pytest.mark.parametrize("generator", ["shower2d", "gan3d"])
+def test_training_gives_a_surrogate_that_computes_what_the_network_computes(
+    generator: str, tmp_path: Path, showers: Path
+) -> None:
+    from minicarlo.engines import compile_surrogate
+
+    result = train(configuration(tmp_path, showers, generator, steps=2))
+    surrogate = Surrogate.load(result.surrogate)
+    assert surrogate.manifest.generator == generator
+    assert surrogate.manifest.conditions["incident_energy"].high <= 1e5
+    assert list((tmp_path / "run" / "plots").glob("*.png"))
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    network = {"shower2d": Shower2D, "gan3d": Gan3D}[generator](high_mev=surrogate.manifest.conditions["incident_energy"].high)
+    if generator == "shower2d":
+        network.low_mev = surrogate.manifest.conditions["incident_energy"].low
+    network.load_state_dict(state["recipe"]["average"])
+    latent = torch.randn(3, network.latent_size, generator=torch.Generator().manual_seed(1))
+    energy = torch.tensor([[2e3], [1e4], [9e4]])
+    with torch.no_grad():
+        expected = network.eval()(latent, energy).numpy()
+    made = compile_surrogate(surrogate, "fp32", batch=3).run(latent.numpy(), energy.numpy())
+    assert made.shape == (3, 25, 25, 25)
+    same = np.isclose(made, expected, rtol=1e-3, atol=1e-3)  # float32 sums in another order; a cell at the threshold may flip
+    assert same.mean() > 0.999
+
+
+def test_a_run_killed_and_started_again_ends_with_the_same_weights(tmp_path: Path, showers: Path) -> None:
+    whole, killed = configuration(tmp_path / "whole", showers, steps=8), configuration(tmp_path / "killed", showers, steps=8)
+    train(whole)
+    process = subprocess.Popen([sys.executable, "-m", "minicarlo.cli", "train", str(killed)], stderr=subprocess.PIPE)
+    checkpoint = tmp_path / "killed" / "run" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert checkpoint.exists()
+    result = train(killed)
+    assert result.resumed_from >= 2
+    states = [torch.load(tmp_path / name / "run" / "checkpoint.pt", weights_only=True)["recipe"] for name in ("whole", "killed")]
+    for name, value in states[0]["generator"].items():
+        assert torch.equal(value, states[1]["generator"][name]), name
+
+
+def test_the_command_line_trains_and_reports_as_json(tmp_path: Path, showers: Path) -> None:
+    config = configuration(tmp_path, showers, steps=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "minicarlo.cli", "train", str(config), "--json"], capture_output=True, text=True, check=True
+    )
+    result = json.loads(done.stdout)
+    assert result["steps"] == 6
+    assert Path(result["surrogate"]).joinpath("surrogate.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch = 4", "batch = 0", "training.batch"),
+        ("batch = 4", "bach = 4", "training.bach"),
+        ('generator = "shower2d"', 'generator = "vae"', "generator"),
+        ("[data]", "[data", "TOML"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_with_the_field_named(
+    old: str, new: str, message: str, tmp_path: Path, showers: Path
+) -> None:
+    path = configuration(tmp_path, showers)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InvalidConfig, match=message.replace("[", r"\[")):
+        read_config(path)
+
+
+def test_missing_data_another_run_and_a_foreign_checkpoint_are_refused(tmp_path: Path, showers: Path) -> None:
+    path = configuration(tmp_path, showers, steps=2)
+    text = path.read_text()
+    path.write_text(text.replace('train = ["showers.h5"]', 'train = ["none.h5"]'))
+    with pytest.raises(InvalidEventSet, match=r"none\.h5"):
+        train(path)
+    path.write_text(text)
+    train(path, steps=2)
+    path.write_text(text.replace("batch = 4", "batch = 5"))
+    with pytest.raises(InvalidConfig, match="another configuration"):
+        train(path)
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InvalidConfig, match="checkpoint"):
+        train(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, showers: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'harm'}",)
+
+    path = configuration(tmp_path, showers)
+    (tmp_path / "run").mkdir()
+    torch.save({"config": Harmful()}, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(InvalidConfig, match="checkpoint"):
+        train(path)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_another_detectors_showers_are_refused(tmp_path: Path, showers: Path) -> None:
+    path = configuration(tmp_path, showers)
+    path.write_text(path.read_text().replace("[data]", '[data]\ndetector = "elsewhere"'))
+    with pytest.raises(IncompatibleEventSets, match="elsewhere"):
+        train(path)
+
+
+def test_scores_are_least_at_the_true_distribution() -> None:
+    random = torch.Generator().manual_seed(3)
+    truth = torch.randn(40_000, 2, generator=random)
+
+    def scores(shift: float, scale: float) -> tuple[float, float]:
+        a, b = (shift + scale * torch.randn(40_000, 2, generator=random) for _ in range(2))
+        return float(ranked_probability_score(a, b, truth)), float(energy_score(a, b, truth))
+
+    best = scores(0.0, 1.0)
+    for shift, scale in ((0.3, 1.0), (0.0, 1.4), (0.0, 0.6)):
+        worse = scores(shift, scale)
+        assert worse[0] > best[0] + 0.005
+        assert worse[1] > best[1] + 0.005
+
+
+def test_cell_noise_is_uniform_and_independent_from_cell_to_cell() -> None:
+    network = Shower2D()
+    uniform = network.uniform_noise(torch.randn(4000, LATENT_NOISE, generator=torch.Generator().manual_seed(5)))
+    cells = uniform.flatten(1)[:, ::37].double()
+    assert abs(float(cells.mean()) - 0.5) < 0.002
+    assert abs(float(cells.std()) - 12**-0.5) < 0.002
+    correlation = torch.corrcoef(cells[:, :200].T) - torch.eye(200)
+    assert float(correlation.abs().max()) < 6 / 4000**0.5  # 20,000 pairs: five to six standard deviations at most
+
+
+def test_layers_hold_exactly_the_energy_they_were_given() -> None:
+    network = Shower2D()
+    layers = torch.rand(5, 25, generator=torch.Generator().manual_seed(1)) * 100
+    with torch.no_grad():
+        cells = network.cells(torch.randn(5, 136), torch.randn(5, 16), layers, torch.full((5, 1), 2e4))
+    torch.testing.assert_close(cells.sum((2, 3)), layers, rtol=1e-4, atol=1e-4)
+
+
+def test_the_root_scale_inverts() -> None:
+    energy = torch.logspace(-4, 3, 200)
+    torch.testing.assert_close(from_root(to_root(energy)), energy, rtol=1e-3, atol=1e-6)
+
+
+def test_features_of_showers_match_plain_loops(showers: Path) -> None:
+    energy = torch.from_numpy(read_events(showers, stop=3).samples)
+    features = ShowerFeatures().sums(energy, energy.sum((2, 3)))
+    column = to_root(energy[1, :, 12, 12].sum())
+    torch.testing.assert_close(features["columns"][1, 12 * 25 + 12], column)
+    x = torch.arange(25) - 12.0
+    mean = (energy[2].sum((0, 1)) * x).sum() / (energy[2].sum() + 0.3)
+    torch.testing.assert_close(features["moments"][2, 0], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_the_published_network_has_the_published_size() -> None:
+    assert sum(parameter.numel() for parameter in Gan3D().parameters()) == 872_808  # 0.87 million
+    logit, energy, total = Discriminator3D()(torch.ones(2, 25, 25, 25))
+    assert logit.shape == energy.shape == (2,)
+    assert float(total[0]) == 25**3
