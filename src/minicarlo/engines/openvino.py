@@ -74,6 +74,11 @@ def compile_surrogate(
         raise InvalidSurrogate(f"Surrogate {surrogate.path}: OpenVINO cannot compile its {precision} model ({_first_line(error)}).") from error
     if precision == "fp32":
         compiled.assert_precision("fp32")
+    if precision == "bf16" and "bf16" not in compiled.precision_report().values():
+        raise UnsupportedPrecision(
+            f"This processor ({machine()['processor']}) does not compute in bf16: no layer of surrogate {surrogate.path} runs in it. "
+            "Choose fp32 or tuned."
+        )
     return compiled
 
 
@@ -216,10 +221,23 @@ def machine() -> dict[str, Any]:
     return {
         "processor": str(_core().get_property("CPU", "FULL_DEVICE_NAME")).strip(),
         "capabilities": sorted(map(str, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))),
+        "instructions": _instructions(),
         "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "openvino": openvino.__version__,
     }
+
+
+@cache
+def _instructions() -> list[str]:
+    """Matrix and vector instruction sets that decide which low-precision kernels exist; empty where the system does not tell."""
+    known = {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16"}
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return sorted(known & set(flags.split()))
 
 
 def _computes(info: Any) -> bool:  # noqa: ANN401

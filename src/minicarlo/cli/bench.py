@@ -1,0 +1,67 @@
+"""`minicarlo bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minicarlo.cli._common import format_number, format_with_error, json_option, print_json, progress_bar, table
+
+_SENTENCES = {
+    "tuned_over_fp32": "tuned over FP32",
+    "bf16_over_fp32": "BF16 over FP32",
+    "int8_over_fp32": "all-INT8 over FP32",
+    "streams": "many streams over one",
+    "over_simulator": "over the simulator, core for core",
+}
+
+
+@click.command()
+@click.argument("surrogate")
+@click.option("--against", type=click.Path(path_type=Path), help="Event set that records its simulator's cost. Default: the shipped sample.")
+@click.option("--seconds", type=float, default=20.0, show_default=True, help="Time for the measurement itself.")
+@click.option("--energy", help="Energies to generate at, e.g. 10GeV. Default: those of --against.")
+@click.option("--streams", type=int, help="How many streams 'many' are. Default: the usable cores.")
+@click.option("--batch", type=int, help="Events per inference. Default: measured.")
+@json_option
+def command(
+    surrogate: str, against: Path | None, seconds: float, energy: str | None, streams: int | None, batch: int | None, as_json: bool
+) -> None:
+    """Measure how fast a surrogate is in every precision, as ratios from one interleaved run.
+
+    Showers per second on one stream and on many, milliseconds for a single shower, and the gain over the simulator. Writing to disk is
+    not part of it. Time on a quiet machine.
+
+    \b
+    Example:
+      minicarlo bench clic-ecal
+      minicarlo bench ./tuned --against geant4.h5 --seconds 60 --json
+    """
+    from minicarlo.generation import bench
+
+    with progress_bar("Measuring", unit="rounds") as progress:
+        result = bench(surrogate, against, seconds=seconds, energy=energy, streams=streams, batch=batch, progress=progress)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(_text(result))
+
+
+def _text(result: dict[str, Any]) -> str:
+    rows = [
+        (
+            run["precision"],
+            str(run["streams"]),
+            str(run["batch"]),
+            f"{format_number(run['events_per_second'])} +- {format_number(run['spread'], 2)}",
+            format_number(run["milliseconds_batch_1"]),
+        )
+        for run in result["runs"]
+    ]
+    lines = [table(rows, ("precision", "streams", "batch", "showers/s", "ms at batch 1")), ""]
+    for name, sentence in _SENTENCES.items():
+        if result["speedup"].get(name) is not None:
+            lines.append(f"{sentence}: {format_with_error(result['speedup'][name], result['speedup_spread'][name])}")
+    return "\n".join([*lines, f"on {result['machine']['processor']}, {result['machine']['cores']} cores"])

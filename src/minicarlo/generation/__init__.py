@@ -1,0 +1,9 @@
+"""Events in bulk from a surrogate, and how fast that goes."""
+
+from __future__ import annotations
+
+from minicarlo.generation.bench import bench
+from minicarlo.generation.bulk import GenerateResult, generate
+from minicarlo.generation.settings import Settings, choose_settings, default_settings
+
+__all__ = ["GenerateResult", "Settings", "bench", "choose_settings", "default_settings", "generate"]

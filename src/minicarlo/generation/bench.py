@@ -1,0 +1,221 @@
+"""How fast a surrogate is: rates and latencies from one interleaved run, so that ratios survive a busy machine."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, machine, usable_cores
+from minicarlo.errors import InvalidCondition, InvalidConfig, UnknownDetector
+from minicarlo.events import ENERGY, events_info, read_conditions
+from minicarlo.generation.conditions import resolve_energies
+from minicarlo.generation.settings import choose_settings, default_settings
+from minicarlo.sampling import EnergyDistribution, normal_latents
+from minicarlo.surrogate import Surrogate, sample_path
+
+Progress = Callable[[int, int], None]
+Array = NDArray[np.float32]
+
+_WINDOW = 0.25  # seconds, about
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
+_LATENCY_SHARE = 0.2  # of a window, for each precision
+
+
+@dataclass
+class _Subject:
+    """One configuration under test, and what each round measured."""
+
+    precision: str
+    streams: int
+    threads: int
+    batch: int
+    compiled: CompiledGenerator
+    inputs: list[tuple[Array, Array]]
+    rates: list[float] = field(default_factory=list)
+
+    def measure(self, seconds: float) -> None:
+        start = time.perf_counter()
+
+        def until_time_is_up() -> Iterator[tuple[int, Array, Array]]:
+            for number in itertools.count():
+                if number >= 2 * self.streams and time.perf_counter() - start >= seconds:
+                    return
+                yield number, *self.inputs[number % len(self.inputs)]
+
+        done = sum(len(samples) for _, samples in self.compiled.map(until_time_is_up()))
+        self.rates.append(done / (time.perf_counter() - start))
+
+
+def bench(
+    surrogate: Surrogate | str | Path,
+    against: Path | str | None = None,
+    *,
+    seconds: float = 20.0,
+    energy: str | EnergyDistribution | None = None,
+    streams: int | None = None,
+    batch: int | None = None,
+    seed: int = 1,
+    int8: tuple[Any, str] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure showers per second and latency of every precision, on one stream and on many, in turns.
+
+    Arguments:
+        surrogate: loaded, or a path or the name of a shipped one.
+        against: an event set that records what its simulation cost (attributes `seconds_per_event`, or `seconds`); energies are
+            then its own. By default the sample shipped for the detector, if there is one.
+        seconds: time for the measurement itself; compilation and, the first time, the search for the batch come on top.
+        energy: energies to generate at, when not those of `against`.
+        streams: how many "many" are (default: the usable cores); batch: events per inference (default: measured).
+        int8: an OpenVINO model with every layer in INT8 and the inference precision of the rest, to be measured beside the others.
+        progress: called with (rounds done, rounds).
+
+    Returns the keys `machine`, `runs` [{engine, precision, streams, threads, batch, events_per_second, spread, milliseconds_batch_1,
+    formats}], `speedup` {tuned_over_fp32, bf16_over_fp32, int8_over_fp32, streams, over_simulator} and `speedup_spread`, `rounds`,
+    `simulator`. Rates are medians over rounds, spreads half the central 68 %. Ratios are medians of the ratios within a round; precisions are
+    compared on many streams; `streams` is many over one for the best precision; `over_simulator` compares one core with one core.
+
+    Raises InvalidSurrogate, InvalidCondition, InvalidEventSet, InvalidConfig.
+    """
+    if not isinstance(surrogate, Surrogate):
+        surrogate = Surrogate.load(surrogate)
+    if not 0.01 <= seconds <= 86_400:
+        raise InvalidConfig(f"The time for the measurement must be between 0.01 s and a day, not {seconds:g} s.")
+    simulator, energies = _simulator(surrogate, against)
+    if energies is None or energy is not None:
+        energies = resolve_energies(surrogate, 4096, energy, None)[0].at(seed, 0, 4096)
+
+    many = streams or usable_cores()
+    subjects, singles = [], {}
+    for precision in (*surrogate.precisions, *(["int8"] if int8 else [])):
+        def compiled(batch: int, streams: int, threads: int = 1, precision: str = precision) -> CompiledGenerator:
+            if precision == "int8" and int8 is not None:
+                return compile_model(int8[0], int8[1], batch=batch, streams=streams, threads=threads)  # type: ignore[arg-type]
+            return compile_surrogate(surrogate, precision, batch=batch, streams=streams, threads=threads)
+
+        size = batch or (default_settings() if precision == "int8" else choose_settings(surrogate, precision)).batch
+        for count in sorted({1, many}):
+            subjects.append(_Subject(precision, count, 1, size, compiled(size, count), _inputs(surrogate, energies, seed, size)))
+        singles[precision] = compiled(1, 1, usable_cores())
+
+    rounds = int(np.clip(seconds / (_WINDOW * (len(subjects) + _LATENCY_SHARE * len(singles))), _FEWEST_ROUNDS, _MOST_ROUNDS))
+    window = seconds / rounds / (len(subjects) + _LATENCY_SHARE * len(singles))
+    latencies: dict[str, list[float]] = {precision: [] for precision in singles}
+    single = _inputs(surrogate, energies, seed, 1)
+    for subject in subjects:
+        subject.measure(window / 4)  # warms up
+        subject.rates.clear()
+    for number in range(rounds):
+        for subject in subjects[number % len(subjects) :] + subjects[: number % len(subjects)]:
+            subject.measure(window)
+        for precision, generator in singles.items():
+            latencies[precision].append(_latency(generator, single, window * _LATENCY_SHARE))
+        if progress is not None:
+            progress(number + 1, rounds)
+
+    speedup, spread = _ratios(subjects, many, simulator)
+    return {
+        "machine": machine(),
+        "runs": [
+            {
+                "engine": "openvino",
+                "precision": s.precision,
+                "streams": s.streams,
+                "threads": s.threads,
+                "batch": s.batch,
+                "events_per_second": float(np.median(s.rates)),
+                "spread": _half_width(s.rates),
+                "milliseconds_batch_1": 1e3 * float(np.median(latencies[s.precision])),
+                "formats": _formats(s.compiled),
+            }
+            for s in subjects
+        ],
+        "speedup": speedup,
+        "speedup_spread": spread,
+        "rounds": rounds,
+        "seconds_per_window": window,
+        "simulator": simulator,
+    }
+
+
+def _simulator(surrogate: Surrogate, against: Path | str | None) -> tuple[dict[str, Any] | None, Array | None]:
+    """What the simulation of an event set cost, and its energies."""
+    if against is None:
+        try:
+            against = sample_path(surrogate.manifest.detector)
+        except UnknownDetector:
+            return None, None
+    info = events_info(against)
+    attributes = info["attributes"]
+    cost = attributes.get("seconds_per_event")
+    if cost is None and attributes.get("seconds") is not None and info["count"]:
+        cost = float(attributes["seconds"]) / info["count"]
+    energies = read_conditions(against)[ENERGY]
+    allowed = surrogate.manifest.conditions[ENERGY]
+    inside = energies[(energies >= allowed.low) & (energies <= allowed.high)]
+    if not len(inside):
+        raise InvalidCondition(
+            f"No energy of event set {against} is inside the range {allowed.low:g} to {allowed.high:g} MeV of surrogate {surrogate.manifest.name}. "
+            "Give an event set that shares its range."
+        )
+    simulator = {
+        "path": str(against),
+        "name": str(attributes.get("generator", "unknown")),
+        "seconds_per_event": None if cost is None else float(cost),
+        "mean_energy_mev": float(energies.mean()),
+        "note": "cost as the event set records it, of one core, perhaps of another machine",
+    }
+    return simulator, inside
+
+
+def _inputs(surrogate: Surrogate, energies: Array, seed: int, batch: int) -> list[tuple[Array, Array]]:
+    """A few different batches of latents and energies, so that no run sees one input alone."""
+    count = max(4, min(16, 512 // batch))
+    latent = normal_latents(seed, 0, count * batch, surrogate.manifest.latent_size)
+    energy = np.resize(energies, count * batch)
+    return [(latent[i : i + batch], energy[i : i + batch]) for i in range(0, count * batch, batch)]
+
+
+def _latency(generator: CompiledGenerator, inputs: list[tuple[Array, Array]], seconds: float) -> float:
+    """Median seconds of one inference of one event."""
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - start < seconds:
+        began = time.perf_counter()
+        generator.run(*inputs[len(times) % len(inputs)])
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def _ratios(
+    subjects: list[_Subject], many: int, simulator: dict[str, Any] | None
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    rates = {(s.precision, s.streams): np.array(s.rates) for s in subjects}
+    best = "tuned" if ("tuned", 1) in rates else "fp32"
+    samples: dict[str, NDArray[np.float64] | None] = {
+        f"{precision}_over_fp32": rates[precision, many] / rates["fp32", many] if (precision, many) in rates else None
+        for precision in ("tuned", "bf16", "int8")
+    }
+    samples["streams"] = rates[best, many] / rates[best, 1]
+    cost = simulator and simulator["seconds_per_event"]
+    samples["over_simulator"] = rates[best, 1] * cost if cost else None
+    medians = {name: None if values is None else float(np.median(values)) for name, values in samples.items()}
+    return medians, {name: None if values is None else _half_width(values) for name, values in samples.items()}
+
+
+def _half_width(values: list[float] | NDArray[np.float64]) -> float:
+    low, high = np.percentile(values, [16, 84])
+    return float(high - low) / 2
+
+
+def _formats(compiled: CompiledGenerator) -> dict[str, int]:
+    """How many layers run in each format."""
+    ran = list(compiled.precision_report().values())
+    return {form: ran.count(form) for form in sorted(set(ran))}

@@ -1,0 +1,392 @@
+"""Many events from a surrogate: the same bits for any batch and number of streams, in shards that a killed run finds again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minicarlo import __version__
+from minicarlo.detectors import get_detector
+from minicarlo.engines import CompiledGenerator, machine
+from minicarlo.errors import InvalidConfig, OutputError, UnsupportedPrecision
+from minicarlo.events import ENERGY, EventSet
+from minicarlo.files import check_writable, output_error, sha256, write_json
+from minicarlo.generation.conditions import Energies, resolve_energies
+from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible
+from minicarlo.generation.writer import EventFile, check_samples
+from minicarlo.sampling import EnergyDistribution, normal_latents
+from minicarlo.surrogate import Surrogate
+
+RUN = "run.json"
+SHARD_SIZE = 10_000
+_LARGEST_RUN = 2**28
+
+Progress = Callable[[int, int], None]
+Array = NDArray[np.float32]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """What was generated and how fast; `seconds` covers generation and writing, not compilation.
+
+    `resumed` events were found complete from an earlier run and are not counted in `events_per_second`, which is None when nothing
+    was left to do.
+    """
+
+    events: int
+    seconds: float
+    events_per_second: float | None
+    path: Path
+    files: list[Path]
+    precision: str
+    streams: int
+    threads: int
+    batch: int
+    seed: int
+    resumed: int = 0
+    precision_report: dict[str, str] = field(default_factory=dict)
+
+
+@overload
+def generate(
+    surrogate: Surrogate | str | Path,
+    n: int | None = None,
+    energy: str | EnergyDistribution | None = None,
+    *,
+    conditions: Path | str | EventSet | ArrayLike | None = None,
+    seed: int = 1,
+    output: None = None,
+    streams: int | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+) -> EventSet: ...
+
+
+@overload
+def generate(
+    surrogate: Surrogate | str | Path,
+    n: int | None = None,
+    energy: str | EnergyDistribution | None = None,
+    *,
+    conditions: Path | str | EventSet | ArrayLike | None = None,
+    seed: int = 1,
+    output: Path | str,
+    streams: int | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+) -> GenerateResult: ...
+
+
+def generate(
+    surrogate: Surrogate | str | Path,
+    n: int | None = None,
+    energy: str | EnergyDistribution | None = None,
+    *,
+    conditions: Path | str | EventSet | ArrayLike | None = None,
+    seed: int = 1,
+    output: Path | str | None = None,
+    streams: int | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    shard_size: int = SHARD_SIZE,
+    progress: Progress | None = None,
+) -> EventSet | GenerateResult:
+    """Generate events: into memory (an EventSet) without `output`, else into files (a GenerateResult).
+
+    Arguments:
+        surrogate: loaded, or a path or the name of a shipped one.
+        n: number of events; may be left out with `conditions`.
+        energy: "10GeV", "1GeV:100GeV:log", "1GeV:100GeV:uniform"; by default log over the trained range.
+        conditions: incident energies event by event: an event set (object or path), a CSV file with the column `incident_energy`
+            (MeV), or an array (N,) in MeV.
+        seed: event i of a seed is the same bits whatever the other settings are, on one machine.
+        output: a path ending in .h5 or .hdf5 becomes one file; any other a folder of shards of `shard_size` events, which a
+            second call with the same request completes after a kill.
+        streams, threads, batch: inferences at once, threads of each, events of each; measured and remembered when left out.
+        precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it.
+        progress: called with (events done, events in all).
+
+    Raises InvalidCondition, InvalidSurrogate, UnsupportedPrecision, InvalidConfig, OutputError.
+    """
+    if not isinstance(surrogate, Surrogate):
+        surrogate = Surrogate.load(surrogate)
+    precision = precision or ("tuned" if surrogate.tuned else "fp32")
+    if precision not in surrogate.precisions:
+        known = "fp32, bf16 or tuned" if precision != "tuned" else "fp32 or bf16, or run `minicarlo tune` first"
+        raise UnsupportedPrecision(f"Surrogate {surrogate.path} has no precision {precision!r:.40}. Choose {known}.")
+    if not 1 <= shard_size <= 10_000_000:
+        raise InvalidConfig(f"The shard size must be between 1 and 10,000,000 events, not {shard_size}.")
+    energies, count = resolve_energies(surrogate, n, energy, conditions)
+    normal_latents(seed, 0, 0, 1)  # refuses an impossible seed
+    settings = choose_settings(surrogate, precision, streams=streams, threads=threads, batch=batch, events=count)
+    run = _Run(surrogate, precision, energies, count, seed, settings, progress)
+    if output is None:
+        return run.in_memory()
+    output = Path(output)
+    if output.suffix.lower() in (".h5", ".hdf5"):
+        return run.into_file(output)
+    return run.into_folder(output, shard_size)
+
+
+class _Run:
+    """One request being carried out."""
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        precision: str,
+        energies: Energies,
+        count: int,
+        seed: int,
+        settings: Settings,
+        progress: Progress | None,
+    ) -> None:
+        self.surrogate, self.precision, self.energies = surrogate, precision, energies
+        self.count, self.seed, self.settings, self.progress = count, seed, settings, progress
+        self.detector = get_detector(surrogate.manifest.detector)
+        self.done = 0
+
+    def in_memory(self) -> EventSet:
+        compiled = self.compile()
+        samples = np.empty((self.count, *self.detector.shape), np.float32)
+        energies = np.empty(self.count, np.float32)
+        for start, part, energy in self.batches(compiled, 0, self.count):
+            check_samples(part, start)
+            samples[start : start + len(part)] = part
+            energies[start : start + len(part)] = energy
+        return EventSet({ENERGY: energies}, samples, self.detector.name, self.attributes(0))
+
+    def into_file(self, path: Path) -> GenerateResult:
+        check_writable(path)
+        compiled = self.compile()
+        started = time.perf_counter()
+        self.write(compiled, path, 0, self.count)
+        return self.result(compiled, path, [path], time.perf_counter() - started, 0)
+
+    def into_folder(self, folder: Path, shard_size: int) -> GenerateResult:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"Cannot write {folder}: there is a file of that name. Choose a folder, or a name that ends in .h5 for one file.")
+        request = self.request(shard_size)
+        with _open_folder(folder, request) as record:
+            compiled = self.compile()
+            started = time.perf_counter()
+            resumed, files = 0, []
+            for number, first in enumerate(range(0, self.count, shard_size)):
+                shard = folder / f"shard-{number:05d}.h5"
+                events = min(shard_size, self.count - first)
+                files.append(shard)
+                if _is_complete(shard, record["shards"].get(shard.name)):
+                    resumed += events
+                    self.advance(events)
+                    continue
+                self.write(compiled, shard, first, events)
+                record["shards"][shard.name] = {"sha256": sha256(shard), "bytes": shard.stat().st_size, "events": events}
+                write_json(folder / RUN, record)
+            result = self.result(compiled, folder, files, time.perf_counter() - started, resumed)
+            if resumed < self.count:
+                record["last"] = {
+                    "events": self.count - resumed,
+                    "seconds": result.seconds,
+                    "events_per_second": result.events_per_second,
+                    "streams": result.streams,
+                    "threads": result.threads,
+                    "batch": result.batch,
+                    "precision_report": result.precision_report,
+                    "machine": machine(),
+                }
+                write_json(folder / RUN, record)
+            return result
+
+    def compile(self) -> CompiledGenerator:
+        compiled, self.settings = compile_reproducible(self.surrogate, self.precision, self.settings)
+        return compiled
+
+    def batches(self, compiled: CompiledGenerator, first: int, count: int) -> Iterator[tuple[int, Array, Array]]:
+        """(first event, samples, energies) batch by batch, in order; latents are made in a thread of their own."""
+        size, step = self.surrogate.manifest.latent_size, self.settings.batch
+
+        def inputs() -> Iterator[tuple[int, Array, Array]]:
+            block = step * max(1, 512 // step)  # Philox blocks are drawn whole: ask for many events at a time
+            for begin in range(first, first + count, block):
+                number = min(block, first + count - begin)
+                latent, energy = normal_latents(self.seed, begin, number, size), self.energies.at(self.seed, begin, number)
+                for offset in range(0, number, step):
+                    yield begin + offset, latent[offset : offset + step], energy[offset : offset + step]
+
+        energy_of: dict[int, Array] = {}
+
+        def remembering() -> Iterator[tuple[int, Array, Array]]:
+            for start, latent, energy in _ahead(inputs(), 4 * self.settings.streams + 4):
+                energy_of[start] = energy
+                yield start, latent, energy
+
+        for start, samples in compiled.map(remembering()):
+            yield start, samples, energy_of.pop(start)
+            self.advance(len(samples))
+
+    def write(self, compiled: CompiledGenerator, path: Path, first: int, count: int) -> None:
+        with EventFile(path, count, self.detector, self.attributes(first), first) as file:
+            for _, samples, energy in self.batches(compiled, first, count):
+                file.append(samples, energy)
+
+    def advance(self, events: int) -> None:
+        self.done += events
+        if self.progress is not None:
+            self.progress(self.done, self.count)
+
+    def attributes(self, first: int) -> dict[str, Any]:
+        """Provenance: everything that decides the bits, nothing that does not."""
+        return {
+            "generator": f"minicarlo {__version__}, surrogate {self.surrogate.manifest.name} ({self.surrogate.manifest.generator})",
+            "surrogate_hash": self.surrogate.hash,
+            "precision": self.precision,
+            "energy_distribution": self.energies.description,
+            "readout_threshold_mev": self.surrogate.manifest.readout_threshold_mev,
+            "seed": self.seed if self.seed < 2**63 else str(self.seed),
+            "first_event": first,
+        }
+
+    def request(self, shard_size: int) -> dict[str, Any]:
+        """What a second run must share with the first to complete it."""
+        return {
+            "surrogate": self.surrogate.manifest.name,
+            "surrogate_hash": self.surrogate.hash,
+            "precision": self.precision,
+            "events": self.count,
+            "energy": self.energies.description,
+            "seed": self.seed,
+            "shard_size": shard_size,
+            "software": {"minicarlo": __version__, "openvino": machine()["openvino"], "numpy": np.__version__},
+        }
+
+    def result(self, compiled: CompiledGenerator, path: Path, files: list[Path], seconds: float, resumed: int) -> GenerateResult:
+        made = self.count - resumed
+        return GenerateResult(
+            events=self.count,
+            seconds=seconds,
+            events_per_second=made / seconds if made else None,
+            path=path,
+            files=files,
+            precision=self.precision,
+            streams=self.settings.streams,
+            threads=self.settings.threads,
+            batch=self.settings.batch,
+            seed=self.seed,
+            resumed=resumed,
+            precision_report=compiled.precision_report(),
+        )
+
+
+@contextmanager
+def _open_folder(folder: Path, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The record (`run.json`) of a folder of shards, new or of the same request, for this process alone.
+
+    A folder that was made here and holds nothing when the block fails is removed again.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"Cannot write {folder}: another run is writing there now. Wait for it or choose another folder.") from error
+        except OSError:
+            pass  # a file system without locks
+        record = _read_record(folder, request)
+        try:
+            write_json(folder / RUN, record)
+            yield record
+        except BaseException:
+            if not record["shards"] and made:
+                with suppress(OSError):
+                    (folder / RUN).unlink(missing_ok=True)
+                    folder.rmdir()
+            raise
+    finally:
+        os.close(handle)
+
+
+def _read_record(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    path = folder / RUN
+    if not path.exists():
+        if foreign := [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]:
+            raise OutputError(f"Cannot write {folder}: it already holds {foreign[0]} and no {RUN} of a run to complete. Choose an empty or new folder.")
+        return {"format_version": 1, "request": request, "shards": {}}
+    try:
+        if path.is_symlink() or path.stat().st_size > _LARGEST_RUN:
+            raise ValueError("it is a link or too large")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found, shards = record["request"], record["shards"]
+        if record["format_version"] != 1 or not isinstance(found, dict) or not isinstance(shards, dict):
+            raise ValueError("it is of another format")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OutputError(f"Cannot write {folder}: its {RUN} cannot be read ({error}). Choose another folder, or remove this one.") from error
+    if found != request:
+        differs = [name for name in request if found.get(name) != request[name]] or sorted(set(found) - set(request))
+        raise OutputError(
+            f"Cannot write {folder}: its run was asked for something else ({differs[0]}: {found.get(differs[0])!r:.100} there, "
+            f"{request.get(differs[0])!r:.100} now). Choose another folder, or remove this one."
+        )
+    return {"format_version": 1, "request": request, "shards": dict(shards)} | ({"last": record["last"]} if "last" in record else {})
+
+
+def _is_complete(shard: Path, record: Any) -> bool:  # noqa: ANN401
+    if not isinstance(record, dict) or shard.is_symlink() or not shard.is_file():
+        return False
+    return shard.stat().st_size == record.get("bytes") and sha256(shard) == record.get("sha256")
+
+
+def _ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
+    """`items`, made up to `depth` ahead in a thread."""
+    ready: queue.Queue[tuple[Item] | BaseException | None] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(value: tuple[Item] | BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                return ready.put(value, timeout=0.1)
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item,))
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # for the reader's thread
+            put(error)
+
+    thread = threading.Thread(target=work, name="latents", daemon=True)
+    thread.start()
+    try:
+        while (value := ready.get()) is not None:
+            if isinstance(value, BaseException):
+                raise value
+            yield value[0]
+    finally:
+        stopped.set()
+        thread.join()
