@@ -69,22 +69,22 @@ def to_plain(value: Any) -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def progress_bar(title: str, *, unit: str = "") -> Iterator[Progress]:
-    """A callable (done, total) that shows progress on standard error.
+def progress_bar(title: str, *, unit: str = "", rate: bool = False) -> Iterator[Progress]:
+    """A callable (done, total) that shows progress on standard error, with `rate` also how many per second.
 
     A bar on a terminal, a line now and then elsewhere, nothing with --json.
     """
     if json_wanted():
         yield lambda done, total: None
     elif sys.stderr.isatty():
-        with _bar(title, unit) as update:
+        with _bar(title, unit, rate) as update:
             yield update
     else:
-        yield _lines(title, unit)
+        yield _lines(title, unit, rate)
 
 
 @contextmanager
-def _bar(title: str, unit: str) -> Iterator[Progress]:
+def _bar(title: str, unit: str, rate: bool) -> Iterator[Progress]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -92,26 +92,45 @@ def _bar(title: str, unit: str) -> Iterator[Progress]:
         rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
         rich.MofNCompleteColumn(),
-        rich.TextColumn(unit, markup=False),
+        rich.TextColumn("{task.fields[unit]}", markup=False),
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
     )
     with rich.Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+        task = bars.add_task(title, total=None, unit=unit)
+        per_second = _Rate(unit if rate else None)
+        yield lambda done, total: bars.update(task, completed=done, total=total, unit=f"{unit}{per_second(done)}")
 
 
-def _lines(title: str, unit: str) -> Progress:
+def _lines(title: str, unit: str, rate: bool) -> Progress:
     last = time.monotonic()
+    per_second = _Rate(unit if rate else None)
 
     def update(done: int, total: int) -> None:
         nonlocal last
-        now = time.monotonic()
+        now, speed = time.monotonic(), per_second(done)
         if now - last >= _SECONDS_BETWEEN_LINES or (total and done >= total):
             last = now
-            click.echo(f"{title}: {done:,} of {total:,}{' ' * bool(unit)}{unit}", err=True)
+            click.echo(f"{title}: {done:,} of {total:,}{' ' * bool(unit)}{unit}{speed}", err=True)
 
     return update
+
+
+class _Rate:
+    """Called with the number done, the text ", 12.3 showers/s": the mean since the first call."""
+
+    def __init__(self, unit: str | None) -> None:
+        self._unit = unit
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, done: int) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        started, before = self._first
+        if self._unit is None or done <= before or now <= started:
+            return ""
+        return f", {format_number((done - before) / (now - started))} {self._unit}/s"
 
 
 def say(message: str) -> None:

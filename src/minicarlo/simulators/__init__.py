@@ -1,0 +1,9 @@
+"""Reference Monte Carlo simulations: a file per simulator, each run in processes of its own."""
+
+from __future__ import annotations
+
+from minicarlo.simulators.base import Batch, Session, Setup, Simulator
+from minicarlo.simulators.registry import get_simulator
+from minicarlo.simulators.run import SimulateResult, simulate
+
+__all__ = ["Batch", "Session", "Setup", "SimulateResult", "Simulator", "get_simulator", "simulate"]

@@ -1,0 +1,69 @@
+"""What a reference Monte Carlo must offer: conditions and seeds in, samples out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicarlo.detectors import Detector
+
+FloatArray = NDArray[np.float32]
+SeedArray = NDArray[np.int64]
+Attributes = dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that distinguishes one simulation from another, besides energies and seeds.
+
+    `cut_mm` is the production cut as a range in mm; `physics` is a name that the simulator knows.
+    """
+
+    detector: Detector
+    particle: str
+    physics: str
+    cut_mm: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Simulated events: `samples` (n, z, x, y) float32 MeV and the CPU seconds they took."""
+
+    samples: FloatArray
+    seconds: float
+
+
+class Session(Protocol):
+    """A simulation that is set up and can make events. It lives in a worker process of its own."""
+
+    def run(self, incident_energies: FloatArray, seeds: SeedArray) -> Batch:
+        """Simulate one event per incident energy (MeV); an event depends on its energy and its seed alone."""
+        ...
+
+    def provenance(self) -> Attributes:
+        """Return what an event set should record about how its events were made."""
+        ...
+
+
+class Simulator(Protocol):
+    """A reference Monte Carlo. Entry points of the group `minicarlo.simulators` name classes of this shape.
+
+    The class is created without arguments, in the caller's process and again in every worker.
+    """
+
+    name: str
+
+    def prepare(self, setup: Setup) -> Mapping[str, str]:
+        """Check all that can be checked in the caller's process, cheaply and without side effects.
+
+        Returns environment variables that the workers need. Raises a MinicarloError that says what is missing.
+        """
+        ...
+
+    def open(self, setup: Setup) -> Session:
+        """Set the simulation up. Called once in a worker process, with the variables from `prepare` set."""
+        ...

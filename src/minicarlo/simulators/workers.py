@@ -1,0 +1,168 @@
+"""Sessions in fresh processes of their own, so that the caller's process stays clean and survives whatever they do.
+
+The processes are started anew rather than forked, and never import the caller's `__main__`: scripts and notebooks need no
+guard. They talk over a socket each; when the caller dies they see its end and leave.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from minicarlo.errors import MinicarloError, SimulationError
+from minicarlo.simulators.base import Attributes, Batch, FloatArray, SeedArray, Setup, Simulator
+
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from minicarlo.simulators import workers; workers.serve({handle})"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Events to simulate: index of the first, incident energies (n,) in MeV, seeds (n,)."""
+
+    first: int
+    incident_energies: FloatArray
+    seeds: SeedArray
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection[Any, Any]
+    log: Path
+    task: tuple[int, Task] | None = None
+
+
+class Workers:
+    """A context manager that runs one session of `simulator` in each of `jobs` processes."""
+
+    def __init__(self, simulator: Simulator, setup: Setup, environment: Mapping[str, str], jobs: int) -> None:
+        self._order = pickle.dumps((simulator, setup))
+        self._environment = {**os.environ, **environment}
+        self._jobs = jobs
+        self._workers: dict[Connection[Any, Any], _Worker] = {}
+        self._logs = tempfile.TemporaryDirectory(prefix="minicarlo-")
+        self.provenance: Attributes = {}
+
+    def __enter__(self) -> Workers:
+        try:
+            for number in range(self._jobs):
+                self._start(number)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers.values():
+            worker.process.kill()  # nothing in a worker is worth saving, and Geant4's own clean-up may crash
+        for worker in self._workers.values():
+            worker.process.wait()
+            worker.connection.close()
+        self._logs.cleanup()
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Batch]]:
+        """Yield each task with its events, in the order of the tasks, while the workers are at most 4 tasks each ahead.
+
+        `provenance` is known from the first result on. Raises SimulationError when a worker dies, and whatever
+        MinicarloError a session raises.
+        """
+        queue = enumerate(tasks)
+        upcoming = next(queue, None)
+        idle: list[_Worker] = []
+        finished: dict[int, tuple[Task, Batch]] = {}
+        emitted = 0
+        while upcoming is not None or finished or any(worker.task for worker in self._workers.values()):
+            while upcoming is not None and idle and upcoming[0] < emitted + 4 * self._jobs:
+                self._assign(idle.pop(), upcoming)
+                upcoming = next(queue, None)
+            for connection in wait([c for c, worker in self._workers.items() if worker not in idle]):
+                worker = self._workers[connection]  # type: ignore[index]
+                message = self._receive(worker)
+                if worker.task is None:
+                    self.provenance = message
+                else:
+                    finished[worker.task[0]] = worker.task[1], message
+                    worker.task = None
+                idle.append(worker)
+            while emitted in finished:
+                yield finished.pop(emitted)
+                emitted += 1
+
+    def _start(self, number: int) -> None:
+        ours, theirs = Pipe()
+        log = Path(self._logs.name, f"worker-{number}.log")
+        with theirs, log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM.format(path=sys.path, handle=theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # Geant4 greets and chats here
+                stderr=stream,
+                pass_fds=[theirs.fileno()],
+                env=self._environment,
+            )
+        worker = _Worker(process, ours, log)
+        self._workers[ours] = worker
+        with suppress(BrokenPipeError, ConnectionResetError):  # a worker that died at once is noticed when read from
+            ours.send_bytes(self._order)
+
+    def _assign(self, worker: _Worker, task: tuple[int, Task]) -> None:
+        worker.task = task
+        with suppress(BrokenPipeError, ConnectionResetError):
+            worker.connection.send((task[1].incident_energies, task[1].seeds))
+
+    def _receive(self, worker: _Worker) -> Any:  # noqa: ANN401
+        try:
+            message = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise SimulationError(_obituary(worker)) from None
+        if isinstance(message, MinicarloError):
+            raise message
+        return message
+
+
+def serve(handle: int) -> None:
+    """Be a worker: what its process runs. `handle` is the file descriptor of the socket to the caller."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends the workers
+    connection: Connection[Any, Any] = Connection(handle)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the caller is gone
+        try:
+            simulator, setup = pickle.loads(connection.recv_bytes())
+            session = simulator.open(setup)
+            connection.send(session.provenance())
+            while True:
+                connection.send(session.run(*connection.recv()))
+        except MinicarloError as error:
+            connection.send(error)
+        except (EOFError, OSError):
+            raise
+        except Exception:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+    os._exit(0)  # past Geant4's destructors, which may crash
+
+
+def _obituary(worker: _Worker) -> str:
+    status = worker.process.wait()
+    cause = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
+    where = "while it was being set up"
+    if worker.task is not None:
+        task = worker.task[1]
+        where = f"at events {task.first} to {task.first + len(task.seeds) - 1}"
+    lines = [line.strip(" *-") for line in worker.log.read_text(errors="replace").splitlines()]
+    words = [line for line in lines if line and not line.startswith(("at ", "File "))]
+    said = f" Its last words: {' | '.join(words[-6:])}" if words else ""
+    remedy = " Memory may have run out: try fewer jobs." if status == -signal.SIGKILL else ""
+    return f"A simulation worker {cause} {where}; no result of this run was kept but complete shards.{remedy}{said}"
