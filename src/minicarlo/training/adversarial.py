@@ -108,6 +108,11 @@ class AdversarialRecipe:
             else:
                 kept.lerp_(new[name], 1 - decay)
 
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Take up the weights of an earlier run."""
+        self.generator.load_state_dict(weights)
+        self.average.load_state_dict(weights)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state_dict(),
@@ -126,7 +131,7 @@ class AdversarialRecipe:
 
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimiser.step()
 
 
@@ -147,4 +152,5 @@ def polynomial(coefficients: Tensor, energy: Tensor) -> Tensor:
     fraction = torch.zeros_like(energy)
     for coefficient in coefficients.flip(0):
         fraction = fraction * energy + coefficient
-    return fraction * energy
+    result: Tensor = fraction * energy
+    return result

@@ -28,9 +28,10 @@ class Data(Section):
 class Training(Section):
     """`steps` are of the main network; `energy_steps` of the layer-energy network of `shower2d`, trained before it."""
 
-    steps: int = Field(gt=0)
+    steps: int = Field(ge=0)
     energy_steps: int = Field(default=6000, ge=0)
     batch: int = Field(default=96, gt=1)
+    energy_batch: int = Field(default=1024, gt=1)
     learning_rate: float = Field(default=1.5e-3, gt=0)
     discriminator_learning_rate: float = Field(default=1e-4, gt=0)
     seed: int = Field(default=1, ge=0)
@@ -44,12 +45,16 @@ class Training(Section):
 
 
 class TrainConfig(Section):
-    """A whole training run. `output` becomes the surrogate; checkpoints, logs and plots go to `run`."""
+    """A whole training run. `output` becomes the surrogate; checkpoints, logs and plots go to `run`.
+
+    `initial` is the folder of an earlier run whose averaged weights this one starts from.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
     generator: Literal["shower2d", "gan3d"]
     output: Path
     run: Path
+    initial: Path | None = None
     data: Data
     training: Training
 
@@ -82,4 +87,7 @@ def read_config(path: str | Path) -> TrainConfig:
     data = config.data.model_copy(
         update={"train": [base / item for item in config.data.train], "validation": base / config.data.validation}
     )
-    return config.model_copy(update={"output": base / config.output, "run": base / config.run, "data": data})
+    paths = {"output": base / config.output, "run": base / config.run, "data": data}
+    if config.initial is not None:
+        paths["initial"] = base / config.initial
+    return config.model_copy(update=paths)

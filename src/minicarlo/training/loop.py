@@ -43,6 +43,7 @@ class Recipe(Protocol):
         ...
 
     def step(self, step: int) -> dict[str, float]: ...
+    def start_from(self, weights: dict[str, Tensor]) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -92,6 +93,8 @@ def train(
     validation = load_showers([config.data.validation], config.data.detector, config.training.validation_events)
     torch.manual_seed(config.training.seed)
     recipe = make_recipe(config, showers, device, bf16)
+    if config.initial is not None:
+        recipe.start_from(read_checkpoint(config.initial / CHECKPOINT)["recipe"]["average"])
     first, seconds = load_checkpoint(config, recipe)
     monitor = Monitor(config.run, validation, device)
     last = recipe.total_steps if steps is None else min(recipe.total_steps, first + steps)
@@ -158,15 +161,22 @@ def load_checkpoint(config: TrainConfig, recipe: Recipe) -> tuple[int, float]:
     path = config.run / CHECKPOINT
     if not path.exists():
         return 0, 0.0
-    try:
-        state = torch.load(path, weights_only=True)
-        known = state["config"]
-    except Exception:
-        raise InvalidConfig(f"{path}: is not a checkpoint of minicarlo. Remove it, or set `run` to another folder.") from None
-    if known != config.model_dump_json():
+    state = read_checkpoint(path)
+    if state["config"] != config.model_dump_json():
         raise InvalidConfig(f"{config.run}: holds a run with another configuration. Set `run` to another folder, or remove it.")
     recipe.load_state_dict(state["recipe"])
     return int(state["step"]), float(state["seconds"])
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint, read so that nothing in it is executed. Raises InvalidConfig when it is not one of ours."""
+    try:
+        state = torch.load(path, weights_only=True)
+        if set(state) != {"step", "seconds", "config", "recipe"}:
+            raise ValueError
+    except Exception:
+        raise InvalidConfig(f"{path}: is not a checkpoint of minicarlo. Remove it, or name another folder.") from None
+    return dict(state)
 
 
 def save(config: TrainConfig, generator: Generator, showers: Showers, steps: int, seconds: float) -> Surrogate:

@@ -17,7 +17,6 @@ from minicarlo.training.showers import Showers
 
 __all__ = ["ScoringRecipe"]
 
-ENERGY_BATCH = 1024
 PROJECTIONS = 64
 GROUP_WEIGHTS = {"cells": 2.0, "patches": 1.0, "hits": 0.5, "hits in layers": 0.5, "moments": 0.5, "ring shares": 0.5}
 
@@ -68,20 +67,20 @@ class ScoringRecipe:
         losses = self.energy_losses(step) if phase == "energies" else self.shape_losses(step)
         total = self.weighted(losses)
         optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_(getattr(self.generator, phase).parameters(), 1.0)
         optimiser.step()
         self.update_average(step - first)
         return {f"{phase}/{name}": float(loss.detach()) for name, loss in losses.items()}
 
     def energy_losses(self, step: int) -> dict[str, Tensor]:
-        index = torch.randint(0, len(self.showers), (ENERGY_BATCH,))
+        index = torch.randint(0, len(self.showers), (self.settings.energy_batch,))
         incident = self.showers.incident_energy[index].to(self.device)
         truth = torch.sqrt(self.showers.layer_energies[index].to(self.device) * (MEV_PER_VISIBLE_UNIT / incident))
         directions = nn.functional.normalize(torch.randn(25, PROJECTIONS, device=self.device), dim=0)
         pairs = []
         for _ in range(2):
-            latent = torch.randn(ENERGY_BATCH, LATENT_ENERGIES, device=self.device)
+            latent = torch.randn(self.settings.energy_batch, LATENT_ENERGIES, device=self.device)
             layer_energies = self.generator.layer_energies(latent, incident)
             pairs.append(torch.sqrt(layer_energies * (MEV_PER_VISIBLE_UNIT / incident) + 1e-12))
         features = [layer_energy_features(root, directions) for root in (*pairs, truth)]
@@ -113,6 +112,11 @@ class ScoringRecipe:
         decay = min(0.999, (1 + step) / (10 + step))
         for kept, new in zip(tensors(self.average), tensors(self.generator), strict=True):
             kept.lerp_(new, 1 - decay)
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Take up the weights of an earlier run."""
+        self.generator.load_state_dict(weights)
+        self.average.load_state_dict(weights)
 
     def state_dict(self) -> dict[str, Any]:
         return {
