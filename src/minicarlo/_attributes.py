@@ -16,7 +16,7 @@ import numpy as np
 LARGEST = 2**20
 """Bytes that one attribute may have."""
 
-_MEMORY, _SECONDS, _LARGEST_OUTPUT = 2**32, 5, 2**24
+_MEMORY, _LARGEST_OUTPUT = 2**32, 2**24
 
 
 def attributes_of(file: h5py.File) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def _main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+        seconds = int(sys.argv[2])
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     except (ImportError, ValueError, OSError):  # no such limits on this system: the caller's time limit is left
         pass
     with h5py.File(sys.argv[1], "r", locking=False) as file:

@@ -20,7 +20,7 @@ from minicarlo.errors import OutputError
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
     errno.EDQUOT: "your disk quota is used up; free some space or choose another place",
-    errno.EFBIG: "the file grew past the largest size allowed here; choose fewer events per file or raise the limit",
+    errno.EFBIG: "it would be larger than files may be here; write fewer events or raise the limit",
     errno.EACCES: "you may not write there; choose a folder of yours",
     errno.EPERM: "you may not write there; choose a folder of yours",
     errno.EROFS: "that file system is read-only; choose another place",
@@ -40,6 +40,8 @@ def output_error(path: Path, error: OSError) -> OutputError:
     if code is None:  # h5py hides the number in the text
         found = re.search(r"errno = (\d+)", str(error))
         code = int(found.group(1)) if found else None
+    if code == errno.ENOENT and path.parent.is_dir():
+        code = errno.EACCES  # a folder such as /proc takes no files
     reason = _REMEDIES.get(code) if code is not None else None
     if reason is None:
         reason = f"{error.strerror or error}; choose another place"
@@ -50,8 +52,7 @@ def check_writable(final: Path | str) -> None:
     """Raise OutputError now if `final` plainly cannot be written later: before a long computation, not after it."""
     final = Path(final)
     try:
-        if final.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _check_target(final)
         probe = _temporary_sibling(final)
         os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         probe.unlink()
@@ -67,8 +68,7 @@ def atomic_path(final: Path | str) -> Iterator[Path]:
     """
     final = Path(final)
     with _output_errors(final):
-        if final.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+        _check_target(final)
         _remove_stale(final)
         temporary = _temporary_sibling(final)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666))
@@ -128,6 +128,14 @@ def write_json(path: Path | str, value: Any) -> None:  # noqa: ANN401
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _check_target(final: Path) -> None:
+    """Raise OSError for what a file must not replace: a folder, a device, a pipe."""
+    if final.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+    if final.exists() and not final.is_file():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final))
 
 
 @contextmanager
