@@ -62,8 +62,12 @@ def small_onnx(seed: int = 0, width: int = 16) -> bytes:
     picture = node("Relu", [gemm(condition, "shape.dense", LATENT_SIZE + 1, width * 25)], "shape.relu0")
     picture = node("Reshape", [picture, constant("shape.grid", [-1, width, 5, 5])], "shape.reshape")
     picture = node(
-        "Resize", [picture, "", constant("shape.scales", [1.0, 1.0, 5.0, 5.0])], "shape.upsample", mode="nearest",
-        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+        "Resize",
+        [picture, "", constant("shape.scales", [1.0, 1.0, 5.0, 5.0])],
+        "shape.upsample",
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
     )
     picture = node("Relu", [conv(picture, "shape.conv1", width, width)], "shape.relu1")
     picture = node("Relu", [conv(picture, "shape.conv2", width, width)], "shape.relu2")

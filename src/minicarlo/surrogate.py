@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from minicarlo.detectors import get_detector
 from minicarlo.errors import InvalidCondition, InvalidSurrogate, UnknownDetector
-from minicarlo.events import events_info
+from minicarlo.events import ENERGY, events_info
 from minicarlo.files import atomic_directory
 from minicarlo.graph.safety import check_ir, check_onnx
 
@@ -81,7 +81,7 @@ class Manifest(BaseModel):
     format_version: Literal[1] = 1
     name: Name
     generator: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-    conditions: dict[Literal["incident_energy"], ConditionRange]
+    conditions: dict[str, ConditionRange]
     latent_size: Annotated[int, Field(gt=0, le=2**20)]
     sample_shape: Annotated[tuple[int, ...], Field(min_length=1, max_length=5)]
     unit: Literal["MeV"]
@@ -94,8 +94,8 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        if "incident_energy" not in self.conditions:
-            raise ValueError("conditions must hold incident_energy")
+        if set(self.conditions) != {ENERGY}:
+            raise ValueError(f"conditions must be {ENERGY} alone")
         if get_detector(self.detector).shape != self.sample_shape:
             raise ValueError(f"sample_shape {list(self.sample_shape)} is not that of detector {self.detector}")
         unknown = sorted(set(self.files) - set(_LARGEST))
@@ -151,15 +151,24 @@ class Surrogate:
             contents[name] = _read(path, name, _LARGEST[name])
             if len(contents[name]) != record.bytes:
                 raise InvalidSurrogate(
-                    f"Surrogate {path}: {name} has {len(contents[name])} bytes, {record.bytes} are right. It is truncated or was altered; copy it again."
+                    f"Surrogate {path}: {name} has {len(contents[name])} bytes, {record.bytes} are right. "
+                    "It is truncated or was altered; copy it again."
                 )
             if verify and hashlib.sha256(contents[name]).hexdigest() != record.sha256:
-                raise InvalidSurrogate(f"Surrogate {path}: {name} does not match its checksum in {MANIFEST}. It was altered; copy it again.")
-        interface = {"latent_size": manifest.latent_size, "sample_shape": manifest.sample_shape}
-        check_onnx(contents[FP32], f"Surrogate {path}: {FP32}", **interface)
+                raise InvalidSurrogate(
+                    f"Surrogate {path}: {name} does not match its checksum in {MANIFEST}. It was altered; copy it again."
+                )
+        latent_size, sample_shape = manifest.latent_size, manifest.sample_shape
+        check_onnx(contents[FP32], f"Surrogate {path}: {FP32}", latent_size=latent_size, sample_shape=sample_shape)
         tuned = None
         if TUNED_XML in contents:
-            check_ir(contents[TUNED_XML], len(contents[TUNED_BIN]), f"Surrogate {path}: {TUNED_XML}", **interface)
+            check_ir(
+                contents[TUNED_XML],
+                len(contents[TUNED_BIN]),
+                f"Surrogate {path}: {TUNED_XML}",
+                latent_size=latent_size,
+                sample_shape=sample_shape,
+            )
             plan = _validate(TunedPlan, _parse_json(contents[TUNED_PLAN], path, TUNED_PLAN), path, TUNED_PLAN)
             tuned = Tuned(contents[TUNED_XML], contents[TUNED_BIN], plan)
         return cls(path, manifest, contents[FP32], tuned)
@@ -184,7 +193,9 @@ class Surrogate:
         """
         for name in conditions:
             if name not in self.manifest.conditions:
-                raise InvalidCondition(f"Surrogate {self.manifest.name} has no condition {name!r:.80}; it has {', '.join(self.manifest.conditions)}.")
+                raise InvalidCondition(
+                    f"Surrogate {self.manifest.name} has no condition {name!r:.80}; it has {', '.join(self.manifest.conditions)}."
+                )
         for name, allowed in self.manifest.conditions.items():
             if name not in conditions:
                 raise InvalidCondition(f"Surrogate {self.manifest.name} needs the condition {name} ({allowed.unit}).")
@@ -193,8 +204,9 @@ class Surrogate:
             if outside.any():
                 event = int(np.argmax(outside))
                 raise InvalidCondition(
-                    f"{name} of event {event} is {values[event]:g} {allowed.unit}, outside the range {allowed.low:g} to {allowed.high:g} {allowed.unit} "
-                    f"that surrogate {self.manifest.name} was trained for; it does not extrapolate. Choose energies inside the range."
+                    f"{name} of event {event} is {values[event]:g} {allowed.unit}, outside the range {allowed.low:g} to "
+                    f"{allowed.high:g} {allowed.unit} that surrogate {self.manifest.name} was trained for; it does not "
+                    "extrapolate. Choose energies inside the range."
                 )
 
     def with_tuned(
@@ -296,11 +308,13 @@ def info(path: Path | str) -> dict[str, Any]:
     """What a surrogate or an event set is, from its manifest or header.
 
     Keys: `kind` ("surrogate" or "events"), `version`, `conditions`, `sample_shape`, `unit`, `detector`, `count` (None for a
-    surrogate) and, by kind, `name`, `generator`, `latent_size`, `precisions`, `plan`, `training`, `fidelity`, `speed`, `hash`, or `attributes`.
+    surrogate) and, by kind, `name`, `generator`, `latent_size`, `precisions`, `plan`, `training`, `fidelity`, `speed`, `hash`,
+    or `attributes`.
     Raises InvalidSurrogate, InvalidEventSet.
     """
     target = Path(path)
-    if str(path) not in shipped_surrogates() and not (target / MANIFEST).exists() and (target.is_file() or any(target.glob("shard-*.h5"))):
+    is_surrogate = str(path) in shipped_surrogates() or (target / MANIFEST).exists()
+    if not is_surrogate and (target.is_file() or any(target.glob("shard-*.h5"))):
         events = events_info(target)
         return {"kind": "events", "version": 1, **events, "path": str(target)}
     surrogate = Surrogate.load(path)
@@ -406,6 +420,8 @@ def _validate(model: type[_Model], value: Any, path: Path, name: str) -> _Model:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])[:120] or "the whole"
         message = re.sub(r"\s+", " ", first["msg"])[:300]
-        raise InvalidSurrogate(f"Surrogate {path}: {name}, field {field}: {message}. Copy the surrogate again or write it with minicarlo.") from error
+        raise InvalidSurrogate(
+            f"Surrogate {path}: {name}, field {field}: {message}. Copy the surrogate again or write it with minicarlo."
+        ) from error
     except UnknownDetector as error:
         raise InvalidSurrogate(f"Surrogate {path}: {name}, field detector: {error}") from error

@@ -20,19 +20,29 @@ _SENTENCES = {
 
 @click.command()
 @click.argument("surrogate")
-@click.option("--against", type=click.Path(path_type=Path), help="Event set that records its simulator's cost. Default: the shipped sample.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Event set that records its simulator's cost. Default: the shipped sample.",
+)
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Time for the measurement itself.")
 @click.option("--energy", help="Energies to generate at, e.g. 10GeV. Default: those of --against.")
 @click.option("--streams", type=int, help="How many streams 'many' are. Default: the usable cores.")
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
 @json_option
 def command(
-    surrogate: str, against: Path | None, seconds: float, energy: str | None, streams: int | None, batch: int | None, as_json: bool
+    surrogate: str,
+    against: Path | None,
+    seconds: float,
+    energy: str | None,
+    streams: int | None,
+    batch: int | None,
+    as_json: bool,
 ) -> None:
     """Measure how fast a surrogate is in every precision, as ratios from one interleaved run.
 
-    Showers per second on one stream and on many, milliseconds for a single shower, and the gain over the simulator. Writing to disk is
-    not part of it. Time on a quiet machine.
+    Showers per second on one stream and on many, milliseconds for a single shower, and the gain over the simulator.
+    Writing to disk is not part of it. Time on a quiet machine.
 
     \b
     Example:
@@ -50,7 +60,7 @@ def command(
 
 
 def _text(result: dict[str, Any]) -> str:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             run["precision"],
             str(run["streams"]),

@@ -12,12 +12,16 @@ from minicarlo.cli._common import format_count, format_rate, format_seconds, jso
 @click.command()
 @click.argument("surrogate")
 @click.option("-n", "events", type=int, help="Number of events; all of --conditions by default.")
-@click.option("--energy", help="Incident energies: 10GeV, 1GeV:100GeV:log or 1GeV:100GeV:uniform. Default: log over the trained range.")
+@click.option("--energy", help="10GeV, 1GeV:100GeV:log or 1GeV:100GeV:uniform. Default: log over the trained range.")
 @click.option(
-    "--conditions", type=click.Path(path_type=Path), help="Event set, or CSV with a column incident_energy (MeV), used event by event."
+    "--conditions",
+    type=click.Path(path_type=Path),
+    help="Event set, or CSV with a column incident_energy (MeV), used event by event.",
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Event i of a seed is always the same.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A file ending in .h5, or a folder for shards.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A file ending in .h5, or a folder for shards."
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "tuned"]), help="Default: tuned if the surrogate is, else fp32.")
 @click.option("--streams", type=int, help="Inferences at once. Default: measured once on this machine.")
 @click.option("--threads", type=int, help="Threads of each stream. Default: measured.")
@@ -40,8 +44,8 @@ def command(
 ) -> None:
     """Generate events with a surrogate.
 
-    SURROGATE is a directory or the name of a shipped one (clic-ecal). The same seed gives the same files whatever --streams, --threads and --batch
-    are. A folder of shards whose run was killed is completed by the same command.
+    SURROGATE is a directory or the name of a shipped one (clic-ecal). The same seed gives the same files whatever --streams,
+    --threads and --batch are. A folder of shards whose run was killed is completed by the same command.
 
     \b
     Example:
@@ -70,7 +74,9 @@ def command(
         print_json(result)
         return
     resumed = f", {format_count(result.resumed)} of them there already" if result.resumed else ""
-    rate = "" if result.events_per_second is None else f" in {format_seconds(result.seconds)}, {format_rate(result.events_per_second)}"
+    rate = ""
+    if result.events_per_second is not None:
+        rate = f" in {format_seconds(result.seconds)}, {format_rate(result.events_per_second)}"
     say(
         f"Wrote {format_count(result.events)} events{resumed} to {result.path}{rate} "
         f"({result.precision}, {result.streams} x {result.threads} threads, batch {result.batch})."

@@ -38,12 +38,16 @@ def _rows(found: dict[str, Any]) -> dict[str, object]:
     rows["sample"] = f"{' x '.join(map(str, found['sample_shape']))}, {found['unit']}"
     if found["kind"] == "events":
         rows["events"] = format_count(found["count"])
-        return rows | found["attributes"]
+        rows |= found["attributes"]
+        return rows
     rows |= {"name": found["name"], "generator": found["generator"], "latents": found["latent_size"]}
     rows["precisions"] = ", ".join(found["precisions"])
-    if found["plan"]:
-        ran = found["plan"]["ran"]
-        rows |= {f"  {layer}": form if ran.get(layer) in (None, form) else f"{form} (ran in {ran[layer]})" for layer, form in found["plan"]["plan"].items()}
+    plan = found["plan"] or {"plan": {}, "ran": {}}
+    for layer, form in plan["plan"].items():
+        ran = plan["ran"].get(layer, form)
+        rows[f"  {layer}"] = form if ran == form else f"{form} (ran in {ran})"
     for part in ("training", "fidelity", "speed"):
-        rows |= {f"{part}.{name}": value for name, value in (found[part] or {}).items() if not isinstance(value, dict | list)}
-    return rows | {"hash": found["hash"]}
+        simple = {name: value for name, value in (found[part] or {}).items() if not isinstance(value, dict | list)}
+        rows |= {f"{part}.{name}": value for name, value in simple.items()}
+    rows["hash"] = found["hash"]
+    return rows

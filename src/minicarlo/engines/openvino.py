@@ -56,7 +56,7 @@ def read_model(surrogate: Surrogate, precision: str = "fp32") -> tuple[openvino.
             return _core().read_model(surrogate.tuned.xml, weights), surrogate.tuned.plan.inference_precision
         return _core().read_model(surrogate.onnx), "f32" if precision == "fp32" else "bf16"
     except RuntimeError as error:
-        raise InvalidSurrogate(f"Surrogate {surrogate.path}: OpenVINO cannot read its {precision} model ({_first_line(error)}).") from error
+        raise _unusable(surrogate, "read", precision, error) from error
 
 
 def compile_surrogate(
@@ -71,13 +71,13 @@ def compile_surrogate(
     try:
         compiled = compile_model(model, inference_precision, batch=batch, streams=streams, threads=threads)
     except RuntimeError as error:
-        raise InvalidSurrogate(f"Surrogate {surrogate.path}: OpenVINO cannot compile its {precision} model ({_first_line(error)}).") from error
+        raise _unusable(surrogate, "compile", precision, error) from error
     if precision == "fp32":
         compiled.assert_precision("fp32")
     if precision == "bf16" and "bf16" not in compiled.precision_report().values():
         raise UnsupportedPrecision(
-            f"This processor ({machine()['processor']}) does not compute in bf16: no layer of surrogate {surrogate.path} runs in it. "
-            "Choose fp32 or tuned."
+            f"This processor ({machine()['processor']}) does not compute in bf16: no layer of surrogate {surrogate.path} runs "
+            "in it. Choose fp32 or tuned."
         )
     return compiled
 
@@ -123,18 +123,18 @@ class OpenVinoGenerator(CompiledGenerator):
         model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
         self.batch, self.streams, self.threads = batch, streams, threads
         self._layers = mac_layers(model)
-        self._layer_of = self._layers | {name: name for name in self._layers.values()}  # a fused bias leaves only the layer's name
+        self._layer_of = self._layers | {name: name for name in self._layers.values()}  # after fusing a bias
         inputs = {name: model.input(name) for name in ("latent", "incident_energy")}
         _check_sizes(model, {name: _shape(port, 1) for name, port in inputs.items()})
         model.reshape({port: _shape(port, batch) for port in inputs.values()})
         properties = {
-            "INFERENCE_PRECISION_HINT": inference_precision,  # never left to the default, which is bf16 where there is hardware for it
+            "INFERENCE_PRECISION_HINT": inference_precision,  # the default is bf16 where there is hardware for it
             "EXECUTION_MODE_HINT": "PERFORMANCE",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams * threads,
             "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
-            # OpenVINO 2026.4.1 crashes (SIGSEGV in compile_model) when its Snippets fuse two small f32 matrix products, a softmax and
-            # a product with a second input in a static graph; without Snippets our graphs run within 5 % of the same speed.
+            # OpenVINO 2026.4.1 crashes (SIGSEGV in compile_model) when its Snippets fuse two small f32 matrix products, a
+            # softmax and a product with a second input in a static graph.
             "SNIPPETS_MODE": "DISABLE",
         }
         self._compiled = _core().compile_model(model, "CPU", properties)
@@ -145,7 +145,8 @@ class OpenVinoGenerator(CompiledGenerator):
     def run(self, latent: Array, incident_energy: Array) -> Array:
         """See CompiledGenerator."""
         step = self.batch or max(len(latent), 1)
-        pieces = ((start, latent[start : start + step], incident_energy[start : start + step]) for start in range(0, len(latent), step))
+        starts = range(0, len(latent), step)
+        pieces = ((start, latent[start : start + step], incident_energy[start : start + step]) for start in starts)
         parts = [samples for _, samples in self._map(pieces, 1)]
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
@@ -206,7 +207,8 @@ class OpenVinoGenerator(CompiledGenerator):
 
     def runtime_layers(self) -> list[dict[str, str]]:
         """Every node of the compiled graph: name, type, primitive, precision, and the layers it was made from."""
-        keys = {"type": "layerType", "primitive": "primitiveType", "precision": "runtimePrecision", "layers": "originalLayersNames"}
+        keys = {"type": "layerType", "primitive": "primitiveType", "precision": "runtimePrecision"}
+        keys["layers"] = "originalLayersNames"
         rows = []
         for op in self._compiled.get_runtime_model().get_ordered_ops():
             info = op.get_rt_info()
@@ -231,7 +233,7 @@ def machine() -> dict[str, Any]:
 @cache
 def _instructions() -> list[str]:
     """Matrix and vector instruction sets that decide which low-precision kernels exist; empty where the system does not tell."""
-    known = {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16"}
+    known = {"avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16"}
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -262,11 +264,14 @@ def _check_sizes(model: openvino.Model, shapes: dict[str, Any]) -> None:
             shape = output.get_partial_shape()
             if shape.is_dynamic or np.prod(np.asarray(shape.to_shape(), np.float64), initial=1) > _LARGEST_TENSOR:
                 raise InvalidSurrogate(
-                    f"Layer {op.get_friendly_name()!r:.80} of the surrogate has the shape {shape} for one event; static shapes of at most "
-                    f"{_LARGEST_TENSOR} elements are accepted. Get the surrogate again from its author."
+                    f"Layer {op.get_friendly_name()!r:.80} of the surrogate has the shape {shape} for one event; static shapes "
+                    f"of at most {_LARGEST_TENSOR} elements are accepted. Get the surrogate again from its author."
                 )
 
 
-def _first_line(error: Exception) -> str:
+def _unusable(surrogate: Surrogate, what: str, precision: str, error: Exception) -> InvalidSurrogate:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:200]
+    reason = (lines[-1] if lines else type(error).__name__)[:200]
+    return InvalidSurrogate(
+        f"Surrogate {surrogate.path}: OpenVINO cannot {what} its {precision} model ({reason}). Get it again from its author."
+    )

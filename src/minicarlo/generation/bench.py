@@ -74,13 +74,14 @@ def bench(
         seconds: time for the measurement itself; compilation and, the first time, the search for the batch come on top.
         energy: energies to generate at, when not those of `against`.
         streams: how many "many" are (default: the usable cores); batch: events per inference (default: measured).
-        int8: an OpenVINO model with every layer in INT8 and the inference precision of the rest, to be measured beside the others.
+        int8: an OpenVINO model with every layer in INT8 and the inference precision of the rest, to be measured as well.
         progress: called with (rounds done, rounds).
 
-    Returns the keys `machine`, `runs` [{engine, precision, streams, threads, batch, events_per_second, spread, milliseconds_batch_1,
-    formats}], `speedup` {tuned_over_fp32, bf16_over_fp32, int8_over_fp32, streams, over_simulator} and `speedup_spread`, `rounds`,
-    `simulator`. Rates are medians over rounds, spreads half the central 68 %. Ratios are medians of the ratios within a round; precisions are
-    compared on many streams; `streams` is many over one for the best precision; `over_simulator` compares one core with one core.
+    Returns the keys `machine`, `runs` [{engine, precision, streams, threads, batch, events_per_second, spread,
+    milliseconds_batch_1, formats}], `speedup` {tuned_over_fp32, bf16_over_fp32, int8_over_fp32, streams, over_simulator},
+    `speedup_spread`, `rounds`, `simulator`. Rates are medians over rounds, spreads half the central 68 %. Ratios are medians of
+    the ratios within a round; precisions are compared on many streams; `streams` is many over one for the best precision;
+    `over_simulator` compares one core with one core.
 
     Raises InvalidSurrogate, InvalidCondition, InvalidEventSet, InvalidConfig.
     """
@@ -95,6 +96,7 @@ def bench(
     many = streams or usable_cores()
     subjects, singles = [], {}
     for precision in (*surrogate.precisions, *(["int8"] if int8 else [])):
+
         def compiled(batch: int, streams: int, threads: int = 1, precision: str = precision) -> CompiledGenerator:
             if precision == "int8" and int8 is not None:
                 return compile_model(int8[0], int8[1], batch=batch, streams=streams, threads=threads)  # type: ignore[arg-type]
@@ -162,8 +164,8 @@ def _simulator(surrogate: Surrogate, against: Path | str | None) -> tuple[dict[s
     inside = energies[(energies >= allowed.low) & (energies <= allowed.high)]
     if not len(inside):
         raise InvalidCondition(
-            f"No energy of event set {against} is inside the range {allowed.low:g} to {allowed.high:g} MeV of surrogate {surrogate.manifest.name}. "
-            "Give an event set that shares its range."
+            f"No energy of event set {against} is inside the range {allowed.low:g} to {allowed.high:g} MeV of surrogate "
+            f"{surrogate.manifest.name}. Give an event set that shares its range."
         )
     simulator = {
         "path": str(against),

@@ -42,8 +42,8 @@ Item = TypeVar("Item")
 class GenerateResult:
     """What was generated and how fast; `seconds` covers generation and writing, not compilation.
 
-    `resumed` events were found complete from an earlier run and are not counted in `events_per_second`, which is None when nothing
-    was left to do.
+    `resumed` events were found complete from an earlier run and are not counted in `events_per_second`, which is None when
+    nothing was left to do.
     """
 
     events: int
@@ -185,7 +185,9 @@ class _Run:
 
     def into_folder(self, folder: Path, shard_size: int) -> GenerateResult:
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"Cannot write {folder}: there is a file of that name. Choose a folder, or a name that ends in .h5 for one file.")
+            raise OutputError(
+                f"Cannot write {folder}: there is a file of that name. Choose a folder, or a name that ends in .h5 for one file."
+            )
         request = self.request(shard_size)
         with _open_folder(folder, request) as record:
             compiled = self.compile()
@@ -256,12 +258,13 @@ class _Run:
 
     def attributes(self, first: int) -> dict[str, Any]:
         """Provenance: everything that decides the bits, nothing that does not."""
+        manifest = self.surrogate.manifest
         return {
-            "generator": f"minicarlo {__version__}, surrogate {self.surrogate.manifest.name} ({self.surrogate.manifest.generator})",
+            "generator": f"minicarlo {__version__}, surrogate {manifest.name} ({manifest.generator})",
             "surrogate_hash": self.surrogate.hash,
             "precision": self.precision,
             "energy_distribution": self.energies.description,
-            "readout_threshold_mev": self.surrogate.manifest.readout_threshold_mev,
+            "readout_threshold_mev": manifest.readout_threshold_mev,
             "seed": self.seed if self.seed < 2**63 else str(self.seed),
             "first_event": first,
         }
@@ -313,7 +316,9 @@ def _open_folder(folder: Path, request: dict[str, Any]) -> Iterator[dict[str, An
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(f"Cannot write {folder}: another run is writing there now. Wait for it or choose another folder.") from error
+            raise OutputError(
+                f"Cannot write {folder}: another run is writing there now. Wait for it or choose another folder."
+            ) from error
         except OSError:
             pass  # a file system without locks
         record = _read_record(folder, request)
@@ -334,7 +339,10 @@ def _read_record(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     path = folder / RUN
     if not path.exists():
         if foreign := [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]:
-            raise OutputError(f"Cannot write {folder}: it already holds {foreign[0]} and no {RUN} of a run to complete. Choose an empty or new folder.")
+            raise OutputError(
+                f"Cannot write {folder}: it already holds {foreign[0]} and no {RUN} of a run to complete. "
+                "Choose an empty or new folder."
+            )
         return {"format_version": 1, "request": request, "shards": {}}
     try:
         if path.is_symlink() or path.stat().st_size > _LARGEST_RUN:
@@ -344,14 +352,17 @@ def _read_record(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         if record["format_version"] != 1 or not isinstance(found, dict) or not isinstance(shards, dict):
             raise ValueError("it is of another format")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OutputError(f"Cannot write {folder}: its {RUN} cannot be read ({error}). Choose another folder, or remove this one.") from error
+        raise OutputError(
+            f"Cannot write {folder}: its {RUN} cannot be read ({error}). Choose another folder, or remove this one."
+        ) from error
     if found != request:
         differs = [name for name in request if found.get(name) != request[name]] or sorted(set(found) - set(request))
         raise OutputError(
             f"Cannot write {folder}: its run was asked for something else ({differs[0]}: {found.get(differs[0])!r:.100} there, "
             f"{request.get(differs[0])!r:.100} now). Choose another folder, or remove this one."
         )
-    return {"format_version": 1, "request": request, "shards": dict(shards)} | ({"last": record["last"]} if "last" in record else {})
+    kept = {"last": record["last"]} if "last" in record else {}
+    return {"format_version": 1, "request": request, "shards": dict(shards)} | kept
 
 
 def _is_complete(shard: Path, record: Any) -> bool:  # noqa: ANN401

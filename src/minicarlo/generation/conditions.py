@@ -61,7 +61,9 @@ def resolve_energies(
         if not len(values):
             raise InvalidCondition("The conditions hold no event.")
         if n is not None and n > len(values):
-            raise InvalidCondition(f"{n} events are asked for, but the conditions hold only {len(values)}. Ask for at most that many.")
+            raise InvalidCondition(
+                f"{n} events are asked for, but the conditions hold only {len(values)}. Ask for at most that many."
+            )
         values = values[: n or len(values)]
         surrogate.check_conditions({ENERGY: values})
         return Energies(values=values), len(values)
@@ -74,8 +76,8 @@ def resolve_energies(
     distribution = energy if isinstance(energy, EnergyDistribution) else EnergyDistribution.parse(energy)
     if not (allowed.low * (1 - 1e-6) <= distribution.low_mev and distribution.high_mev <= allowed.high * (1 + 1e-6)):
         raise InvalidCondition(
-            f"Energy {distribution} is outside the range {allowed.low:g} to {allowed.high:g} MeV that surrogate {surrogate.manifest.name} was "
-            "trained for; it does not extrapolate. Choose energies inside the range."
+            f"Energy {distribution} is outside the range {allowed.low:g} to {allowed.high:g} MeV that surrogate "
+            f"{surrogate.manifest.name} was trained for; it does not extrapolate. Choose energies inside the range."
         )
     return Energies(distribution), n
 
@@ -101,7 +103,10 @@ def _read_csv(path: Path) -> NDArray[np.float32]:
             rows = csv.reader(stream)
             header = [name.split("[")[0].strip() for name in next(rows, [])]
             if ENERGY not in header:
-                raise InvalidCondition(f"Conditions {path} have no column {ENERGY} (MeV); the header line has {', '.join(header)[:200] or 'nothing'}.")
+                raise InvalidCondition(
+                    f"Conditions {path} have no column {ENERGY} (MeV); line 1 has {', '.join(header)[:200] or 'nothing'}. "
+                    "Name the column in the first line."
+                )
             column, values = header.index(ENERGY), []
             for row in rows:
                 if not row:
@@ -109,7 +114,11 @@ def _read_csv(path: Path) -> NDArray[np.float32]:
                 try:
                     values.append(float(row[column]))
                 except (ValueError, IndexError) as error:
-                    raise InvalidCondition(f"Conditions {path}, line {rows.line_num}, column {ENERGY}: a number in MeV is right.") from error
+                    raise InvalidCondition(
+                        f"Conditions {path}, line {rows.line_num}, column {ENERGY}: a number in MeV is right."
+                    ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidCondition(f"Conditions {path} cannot be read as a CSV file ({error}). Give a CSV file or an event set.") from error
+        raise InvalidCondition(
+            f"Conditions {path} cannot be read as a CSV file ({error}). Give a CSV file or an event set."
+        ) from error
     return np.asarray(values, np.float64).astype(np.float32)

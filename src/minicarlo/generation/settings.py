@@ -1,4 +1,4 @@
-"""Streams, threads and batch: measured on the machine at hand once, remembered, and never allowed to change a bit of the result."""
+"""Streams, threads and batch: measured on the machine at hand once, remembered, never allowed to change a bit of the result."""
 
 from __future__ import annotations
 

@@ -89,7 +89,13 @@ class EventFile:
             file = stack.enter_context(h5py.File(temporary, "w", libver=("earliest", "v110")))
             energies = np.zeros((self._count, 1), "<f4")
             dataset = file.create_dataset(
-                SHOWERS, (self._count, voxels), "<f4", chunks=(rows, voxels), compression="gzip", compression_opts=_LEVEL, track_times=False
+                SHOWERS,
+                (self._count, voxels),
+                "<f4",
+                chunks=(rows, voxels),
+                compression="gzip",
+                compression_opts=_LEVEL,
+                track_times=False,
             )
             for name, value in sorted((dict(self._attributes) | geometry(self._detector)).items()):
                 file.attrs[name] = _fixed(value)
@@ -161,4 +167,3 @@ def _fixed(value: object) -> Any:  # noqa: ANN401
         return value
     encoded = value.encode()
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
-

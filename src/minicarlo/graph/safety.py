@@ -37,9 +37,9 @@ IR_OPERATORS = frozenset(
     ConvolutionBackpropData Cos CumSum DepthToSpace Divide Elu Equal Erf Exp FakeConvert FakeQuantize Floor FloorMod Gather Gelu
     Greater GreaterEqual GroupConvolution GroupConvolutionBackpropData GroupNormalization HSigmoid HSwish HardSigmoid Interpolate
     Less LessEqual Log LogicalAnd LogicalNot LogicalOr LogicalXor MVN MatMul MaxPool Maximum Minimum Mish Mod Multiply Negative
-    NormalizeL2 NotEqual PRelu PReLU Pad Parameter Power ReLU ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    Reshape Result Round Select Selu ShapeOf Sigmoid Sign Sin Slice SoftMax SoftPlus SoftSign Softmax SpaceToDepth Split Sqrt
-    SquaredDifference Squeeze StridedSlice Subtract Swish Tan Tanh Tile Transpose Unsqueeze VariadicSplit""".split()
+    NormalizeL2 NotEqual PRelu PReLU Pad Parameter Power ReLU ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd
+    ReduceSum Reshape Result Round Select Selu ShapeOf Sigmoid Sign Sin Slice SoftMax SoftPlus SoftSign Softmax SpaceToDepth Split
+    Sqrt SquaredDifference Squeeze StridedSlice Subtract Swish Tan Tanh Tile Transpose Unsqueeze VariadicSplit""".split()
 )
 
 _ELEMENT_BYTES = {
@@ -82,13 +82,14 @@ def check_onnx(data: bytes, where: str, *, latent_size: int, sample_shape: tuple
         _check_node(node, where)
     for tensor in _tensors(graph.initializer, graph.node):
         _check_tensor(tensor, len(data), where)
-    _check_interface(graph.input, {"latent": (latent_size,), "incident_energy": (1,)}, "input", where, [t.name for t in graph.initializer])
+    weights = [tensor.name for tensor in graph.initializer]
+    _check_interface(graph.input, {"latent": (latent_size,), "incident_energy": (1,)}, "input", where, weights)
     _check_interface(graph.output, {"showers": tuple(sample_shape)}, "output", where)
 
 
 def _check_node(node: NodeProto, where: str) -> None:
     if node.domain not in ("", "ai.onnx"):
-        raise _refusal(where, f"node {node.name!r:.60} is of the domain {node.domain!r:.60}; only ONNX's own operators are accepted")
+        raise _refusal(where, f"node {node.name!r:.60} is of the domain {node.domain!r:.60}; only ONNX's own are accepted")
     if node.op_type not in ONNX_OPERATORS:
         raise _refusal(where, f"node {node.name!r:.60} is a {node.op_type!r:.60}, which is not among the accepted operators")
     for attribute in node.attribute:
@@ -102,7 +103,8 @@ def _check_node(node: NodeProto, where: str) -> None:
         )
         holds_more = attribute.HasField("g") or attribute.HasField("sparse_tensor") or attribute.graphs or attribute.ref_attr_name
         if attribute.type not in plain or holds_more:
-            raise _refusal(where, f"attribute {attribute.name!r:.60} of node {node.name!r:.60} holds a graph or another thing that is not accepted")
+            what = f"attribute {attribute.name!r:.60} of node {node.name!r:.60}"
+            raise _refusal(where, f"{what} holds a graph or another thing that is not accepted")
 
 
 def _tensors(initializers: Iterable[TensorProto], nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
@@ -116,7 +118,7 @@ def _tensors(initializers: Iterable[TensorProto], nodes: Iterable[NodeProto]) ->
 
 def _check_tensor(tensor: TensorProto, size: int, where: str) -> None:
     if tensor.external_data or tensor.data_location != TensorProto.DEFAULT:
-        raise _refusal(where, f"weight {tensor.name!r:.60} lies in another file (external data); weights must be inside the ONNX file")
+        raise _refusal(where, f"weight {tensor.name!r:.60} lies in another file (external data); it must be inside the ONNX file")
     width = _ELEMENT_BYTES.get(tensor.data_type)
     if width is None:
         raise _refusal(where, f"weight {tensor.name!r:.60} has element type {tensor.data_type}, which is not accepted")
@@ -148,7 +150,8 @@ def _check_interface(
 def check_ir(xml: bytes, weights_size: int, where: str, *, latent_size: int, sample_shape: tuple[int, ...]) -> None:
     """Raise InvalidSurrogate unless `xml` is an OpenVINO IR that may be loaded with `weights_size` bytes of weights.
 
-    Layers must be of OpenVINO's own operator sets and in IR_OPERATORS (none has a body graph), constants must lie inside the weights.
+    Layers must be of OpenVINO's own operator sets and in IR_OPERATORS (none has a body graph), constants must lie inside the
+    weights.
     """
     if not xml.startswith((b"<?xml", b"<net")):
         raise _refusal(where, "it is not an OpenVINO IR")
@@ -175,7 +178,7 @@ def check_ir(xml: bytes, weights_size: int, where: str, *, latent_size: int, sam
         for port in layer.findall("./output/port"):
             sizes = [int(dim.text) for dim in port.findall("dim") if dim.text and dim.text.strip().isdigit()]
             if math.prod(sizes) > LARGEST_TENSOR:
-                raise _refusal(where, f"layer {name!r:.60} claims {math.prod(sizes)} elements; at most {LARGEST_TENSOR} are accepted")
+                raise _refusal(where, f"layer {name!r:.60} claims {math.prod(sizes)} elements, more than {LARGEST_TENSOR}")
         if kind == "Const":
             _check_constant(layer, weights_size, where)
     if (inputs, outputs) != (2, 1):
@@ -194,7 +197,8 @@ def _check_ir_interface(
     for name, shape in (inputs | outputs).items():
         if name not in named or named[name][1:] != tuple(map(str, shape)):
             raise _refusal(where, f"it has no {name!r} of shape ({', '.join(['batch', *map(str, shape)])})")
-    parameters = {name for layer in layers if layer.get("type") == "Parameter" for p in layer.findall("./output/port") for name in (p.get("names") or "").split(",")}
+    ports = [port for layer in layers if layer.get("type") == "Parameter" for port in layer.findall("./output/port")]
+    parameters = {name for port in ports for name in (port.get("names") or "").split(",")}
     if not set(inputs) <= parameters:
         raise _refusal(where, f"its inputs are {sorted(parameters)!r:.200}; {sorted(inputs)} are right")
 
@@ -210,4 +214,6 @@ def _check_constant(layer: Element, weights_size: int, where: str) -> None:
 
 
 def _refusal(where: str, reason: str) -> InvalidSurrogate:
-    return InvalidSurrogate(f"{where} cannot be used: {reason}. Get the surrogate again from its author, or export it again with minicarlo.")
+    return InvalidSurrogate(
+        f"{where} cannot be used: {reason}. Get the surrogate again from its author, or export it again with minicarlo."
+    )
