@@ -199,7 +199,7 @@ class OpenVinoGenerator(CompiledGenerator):
         for op in self._compiled.get_runtime_model().get_ordered_ops():
             info = op.get_rt_info()
             sources = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
-            for source in sources:
+            for source in (name.removesuffix("/DequantizationMultiply") for name in sources):  # what a quantised product may become
                 if source in self._layer_of and _computes(info):
                     ran = info["runtimePrecision"].astype(str)
                     report[self._layer_of[source]] = _FORMATS.get(ran, ran)
