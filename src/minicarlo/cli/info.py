@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from minicarlo.cli._common import format_count, format_number, json_option, key_values, print_json
+from minicarlo.cli._common import format_count, json_option, key_values, print_json
 
 
 @click.command()
@@ -34,7 +34,7 @@ def command(path: str, as_json: bool) -> None:
 def _rows(found: dict[str, Any]) -> dict[str, object]:
     rows: dict[str, object] = {"kind": found["kind"], "path": found["path"], "detector": found["detector"]}
     for name, allowed in found["conditions"].items():
-        rows[name] = f"{format_number(allowed['low'], 4)} to {format_number(allowed['high'], 4)} {allowed['unit']}".rstrip()
+        rows[name] = "none" if allowed["low"] is None else f"{allowed['low']:g} to {allowed['high']:g} {allowed['unit']}".rstrip()
     rows["sample"] = f"{' x '.join(map(str, found['sample_shape']))}, {found['unit']}"
     if found["kind"] == "events":
         rows["events"] = format_count(found["count"])

@@ -6,6 +6,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,9 +171,10 @@ class OpenVinoGenerator(CompiledGenerator):
             while running:
                 yield self._finish(running, idle)
         finally:
-            for _, _, request in running:
-                request.cancel()
-                request.wait()
+            for _, _, request in running:  # left behind by an error or by a caller who had enough
+                with suppress(RuntimeError):
+                    request.wait()
+                idle.append(request)
             self._requests.extend(idle)
 
     def _start(self, request: Any, latent: Array, energy: Array) -> None:  # noqa: ANN401
@@ -199,7 +201,9 @@ class OpenVinoGenerator(CompiledGenerator):
         for op in self._compiled.get_runtime_model().get_ordered_ops():
             info = op.get_rt_info()
             sources = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
-            for source in (name.removesuffix("/DequantizationMultiply") for name in sources):  # what a quantised product may become
+            for source in (
+                name.removesuffix("/DequantizationMultiply") for name in sources
+            ):  # what a quantised product may become
                 if source in self._layer_of and _computes(info):
                     ran = info["runtimePrecision"].astype(str)
                     report[self._layer_of[source]] = _FORMATS.get(ran, ran)

@@ -1,0 +1,132 @@
+"""An engine computes in the precision asked for, says so itself, and gives the same bits however the work is cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+from small_surrogate import LAYERS, LOW_MEV, THRESHOLD_MEV, make_small_surrogate
+
+from minicarlo.engines import compile_model, compile_surrogate, machine, mac_layers, read_model, usable_cores
+from minicarlo.errors import UnsupportedPrecision
+from minicarlo.sampling import EnergyDistribution, normal_latents
+from minicarlo.surrogate import Surrogate
+
+COUNT = 70
+
+
+@pytest.fixture(scope="module")
+def surrogate(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
+    return make_small_surrogate(tmp_path_factory.mktemp("surrogates") / "small", width=8)
+
+
+@pytest.fixture(scope="module")
+def latent() -> np.ndarray:
+    return normal_latents(3, 0, COUNT, 16)
+
+
+@pytest.fixture(scope="module")
+def energy() -> np.ndarray:
+    return EnergyDistribution.parse("1GeV:100GeV:log").sample(3, 0, COUNT)
+
+
+@pytest.fixture(scope="module")
+def reference(surrogate, latent, energy) -> dict[str, np.ndarray]:
+    return {p: compile_surrogate(surrogate, p, batch=8).run(latent, energy) for p in surrogate.precisions}
+
+
+def test_fp32_is_fp32_by_the_runtimes_own_report(surrogate):
+    compiled = compile_surrogate(surrogate, "fp32", batch=4)
+    assert compiled.precision_report() == dict.fromkeys(compiled.precision_report(), "fp32")
+    assert set(compiled.precision_report()) == set(LAYERS)
+    compiled.assert_precision("fp32")
+
+
+def test_the_processors_default_would_not_have_been_fp32_here(surrogate):
+    if "BF16" not in machine()["capabilities"]:
+        pytest.skip("this processor has no bf16")
+    compiled = compile_surrogate(surrogate, "bf16", batch=4)
+    assert "bf16" in compiled.precision_report().values()
+    with pytest.raises(UnsupportedPrecision, match=r"in bf16 \(not fp32\)"):
+        compiled.assert_precision("fp32")
+
+
+def test_a_plan_that_the_runtime_does_not_follow_is_told_layer_by_layer(surrogate):
+    compiled = compile_surrogate(surrogate, "fp32", batch=4)
+    with pytest.raises(UnsupportedPrecision, match=r"shape\.conv2 in fp32 \(not int8\)"):
+        compiled.assert_precision({"shape.conv1": "fp32", "shape.conv2": "int8"})
+
+
+def test_fp32_agrees_with_the_onnx_standard(surrogate, latent, energy, reference):
+    """Relative 1e-4 of the largest cell: float32 sums of a few thousand terms in another order, through an exponential."""
+    model = onnx.load_model_from_string(surrogate.onnx)
+    inputs = {"latent": latent[:4], "incident_energy": energy[:4, None]}
+    (expected,) = onnx.reference.ReferenceEvaluator(model).run(None, inputs)
+    ours = reference["fp32"][:4]
+    near_threshold = np.abs(expected - THRESHOLD_MEV) < 1e-4 * expected.max()
+    assert np.abs(ours - expected)[~near_threshold].max() < 1e-4 * expected.max()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("batch", "streams", "threads"), [(1, 1, 1), (7, 2, 1), (64, 1, 2), (128, 2, 1), (None, 2, 2)])
+def test_bits_do_not_depend_on_batch_streams_or_threads(surrogate, latent, energy, reference, precision, batch, streams, threads):
+    compiled = compile_surrogate(surrogate, precision, batch=batch, streams=streams, threads=threads)
+    assert np.array_equal(compiled.run(latent, energy), reference[precision])
+    step = batch or 9
+    pieces = [(i, latent[i : i + step], energy[i : i + step]) for i in range(0, COUNT, step)]
+    results = list(compiled.map(iter(pieces)))
+    assert [key for key, _ in results] == [key for key, _, _ in pieces]
+    assert np.array_equal(np.concatenate([samples for _, samples in results]), reference[precision])
+
+
+def test_an_error_in_the_input_ends_the_map_and_leaves_the_engine_usable(surrogate, latent, energy, reference):
+    compiled = compile_surrogate(surrogate, "fp32", batch=8, streams=2)
+
+    def failing():
+        yield 0, latent[:8], energy[:8]
+        raise OSError("the source broke")
+
+    with pytest.raises(OSError, match="the source broke"):
+        list(compiled.map(failing()))
+    stopped = compiled.map((i, latent[:8], energy[:8]) for i in range(100))
+    next(stopped)
+    stopped.close()
+    assert np.array_equal(compiled.run(latent, energy), reference["fp32"])
+
+
+def test_energies_may_be_a_column(surrogate, latent, energy, reference):
+    compiled = compile_surrogate(surrogate, "fp32", batch=8)
+    assert np.array_equal(compiled.run(latent, energy[:, None]), reference["fp32"])
+
+
+def test_results_belong_to_the_caller(surrogate, latent):
+    compiled = compile_surrogate(surrogate, "fp32", batch=8)
+    low = compiled.run(latent[:8], np.full(8, LOW_MEV, np.float32))
+    kept = low.copy()
+    compiled.run(latent[:8], np.full(8, 50 * LOW_MEV, np.float32))
+    assert np.array_equal(low, kept)
+
+
+def test_layers_are_known_by_their_onnx_names(surrogate):
+    model, precision = read_model(surrogate)
+    assert set(mac_layers(model).values()) == set(LAYERS) and precision == "f32"
+
+
+def test_a_model_of_ones_own_is_left_as_it_was(surrogate, latent, energy):
+    model, _ = read_model(surrogate)
+    compile_model(model, "f32", batch=4).run(latent[:4], energy[:4])
+    assert model.input("latent").get_partial_shape()[0].is_dynamic
+
+
+def test_precisions_that_are_not_there_are_refused(surrogate):
+    with pytest.raises(UnsupportedPrecision, match="minicarlo tune"):
+        compile_surrogate(surrogate, "tuned")
+    with pytest.raises(UnsupportedPrecision, match="fp4"):
+        compile_surrogate(surrogate, "fp4")
+
+
+def test_cores_come_from_the_affinity_mask():
+    import os
+
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
