@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import onnx.reference
 import pytest
-from small_surrogate import LAYERS, LOW_MEV, THRESHOLD_MEV, make_small_surrogate
 
-from minicarlo.engines import compile_model, compile_surrogate, machine, mac_layers, read_model, usable_cores
+from minicarlo.engines import compile_model, compile_surrogate, mac_layers, machine, read_model, usable_cores
 from minicarlo.errors import UnsupportedPrecision
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
+from small_surrogate import LAYERS, LOW_MEV, THRESHOLD_MEV, make_small_surrogate
 
 COUNT = 70
 

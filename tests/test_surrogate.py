@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from small_surrogate import HIGH_MEV, LOW_MEV, make_small_surrogate, small_onnx
 
 from minicarlo import surrogate as module
 from minicarlo.cli import main
 from minicarlo.errors import InvalidCondition, InvalidSurrogate, OutputError
 from minicarlo.events import EventSet, write_events
 from minicarlo.surrogate import Surrogate, info, save_surrogate
+from small_surrogate import HIGH_MEV, LOW_MEV, make_small_surrogate, small_onnx
 
 
 @pytest.fixture(scope="module")

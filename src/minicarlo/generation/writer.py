@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,7 +86,7 @@ class EventFile:
         rows = min(CHUNK, self._count)
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(max_workers=usable_cores()))
-            file = stack.enter_context(h5py.File(temporary, "w", libver=("earliest", "v110")))
+            file = stack.enter_context(_create(temporary))
             energies = np.zeros((self._count, 1), "<f4")
             dataset = file.create_dataset(
                 SHOWERS,
@@ -131,6 +131,22 @@ class EventFile:
             while waiting:
                 write_one()
             file.create_dataset(ENERGIES, data=energies, track_times=False)
+
+
+@contextmanager
+def _create(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file. When the disk is full, closing fails too, with a RuntimeError that would hide the cause."""
+    file = h5py.File(path, "w", libver=("earliest", "v110"))
+    try:
+        yield file
+    except BaseException:
+        with suppress(OSError, RuntimeError):
+            file.close()
+        raise
+    try:
+        file.close()
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def geometry(detector: Detector) -> dict[str, Any]:
