@@ -67,3 +67,7 @@ class Simulator(Protocol):
     def open(self, setup: Setup) -> Session:
         """Set the simulation up. Called once in a worker process, with the variables from `prepare` set."""
         ...
+
+    def explain(self, log: str) -> str:
+        """Say in a sentence or two what a worker died of, from what it wrote to standard error; empty if that is unclear."""
+        ...

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -112,6 +113,17 @@ class Geant4Simulator:
     def open(self, setup: Setup) -> Geant4Session:
         """Build the geometry and the physics tables; once per process."""
         return Geant4Session(setup)
+
+    def explain(self, log: str) -> str:
+        """Return Geant4's last fatal exception."""
+        found = re.findall(r"G4Exception : (\S+)\s+issued by : (.+)\n((?:.*\n)+?)\*\*\* Fatal", log)
+        if not found:
+            return ""
+        code, issuer, message = found[-1]
+        advice = ""
+        if "G4LEDATA" in message or "not found" in message:
+            advice = " The data set lacks what this physics needs: use the official one, or a simpler --physics."
+        return f"Geant4 stopped with {code} from {issuer.strip()}: {' '.join(message.split()).rstrip('.')}.{advice}"
 
 
 class Geant4Session:

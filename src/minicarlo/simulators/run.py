@@ -35,19 +35,21 @@ class SimulateResult:
     """What was simulated and how long it took.
 
     `seconds` is the wall clock of this call. `events_per_second` counts the events that it made, without those that an
-    interrupted run had left. `seconds_per_event` is the processor time of one event, `streams` the number of processes.
+    interrupted run had left (`resumed`). `seconds_per_event` is the processor time of one event, `streams` the number of
+    processes, `batch` the most events they take at a time.
     """
 
     events: int
     seconds: float
     events_per_second: float
     seconds_per_event: float
-    path: str
-    files: list[str]
+    path: Path
+    files: list[Path]
     precision: str
     streams: int
     batch: int
     seed: int
+    resumed: int
 
 
 @dataclass(frozen=True)
@@ -181,12 +183,13 @@ def simulate(
         seconds=elapsed,
         events_per_second=new / elapsed,
         seconds_per_event=seconds / max(new, 1),
-        path=str(output),
-        files=[str(shard.path) for shard in every],
+        path=output,
+        files=[shard.path for shard in every],
         precision="fp64",
         streams=jobs,
         batch=most,
         seed=seed,
+        resumed=n - new,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ class Workers:
     """A context manager that runs one session of `simulator` in each of `jobs` processes."""
 
     def __init__(self, simulator: Simulator, setup: Setup, environment: Mapping[str, str], jobs: int) -> None:
+        self._simulator = simulator
         self._order = pickle.dumps((simulator, setup))
         self._environment = {**os.environ, **environment}
         self._jobs = jobs
@@ -126,7 +128,7 @@ class Workers:
         try:
             message = worker.connection.recv()
         except (EOFError, ConnectionResetError):
-            raise SimulationError(_obituary(worker)) from None
+            raise SimulationError(_obituary(worker, self._simulator)) from None
         if isinstance(message, MinicarloError):
             raise message
         return message
@@ -135,6 +137,7 @@ class Workers:
 def serve(handle: int) -> None:
     """Be a worker: what its process runs. `handle` is the file descriptor of the socket to the caller."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends the workers
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection: Connection[Any, Any] = Connection(handle)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the caller is gone
         try:
@@ -154,15 +157,16 @@ def serve(handle: int) -> None:
     os._exit(0)  # past Geant4's destructors, which may crash
 
 
-def _obituary(worker: _Worker) -> str:
+def _obituary(worker: _Worker, simulator: Simulator) -> str:
     status = worker.process.wait()
     cause = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
-    where = "while it was being set up"
+    where = "while the simulation was being set up"
     if worker.task is not None:
         task = worker.task[1]
         where = f"at events {task.first} to {task.first + len(task.seeds) - 1}"
-    lines = [line.strip(" *-") for line in worker.log.read_text(errors="replace").splitlines()]
-    words = [line for line in lines if line and not line.startswith(("at ", "File "))]
-    said = f" Its last words: {' | '.join(words[-6:])}" if words else ""
-    remedy = " Memory may have run out: try fewer jobs." if status == -signal.SIGKILL else ""
-    return f"A simulation worker {cause} {where}; no result of this run was kept but complete shards.{remedy}{said}"
+    log = worker.log.read_text(errors="replace")
+    words = [line.strip() for line in log.splitlines() if line.strip()]
+    reason = simulator.explain(log) or (f"It wrote: {words[-1]:.300}." if words else "")
+    if status == -signal.SIGKILL:
+        reason = f"Memory may have run out: try fewer jobs. {reason}"
+    return f"A simulation process {cause} {where}; only complete shards are kept. {reason}"
