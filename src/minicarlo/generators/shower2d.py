@@ -15,6 +15,7 @@ LATENT_ENERGIES = 40
 LATENT_SHAPE = 136
 LATENT_NOISE = 16
 NOISE_CYCLES = 4.0  # spread of the noise projection in periods, per unit of latent: many periods make the residue uniform
+STEEPNESS, LEAST_HIT = 4.0, 0.05  # a cell that fires at all rises fast to 0.03 MeV: few particles leave less in silicon
 MEV_PER_VISIBLE_UNIT = 1000.0  # layer energies are learned as sqrt(1000 E_layer / E_incident), which is of order one
 
 
@@ -103,7 +104,8 @@ class Shower2D(Generator):
             location, tail, spread = self.shape(inputs)
         uniform = self.uniform_noise(z_noise)
         skewed = 4 - 4 * torch.sqrt(torch.sqrt(1.000001 - uniform))  # close to exponential, without a logarithm
-        return from_root(torch.relu(location + tail.abs() * skewed + spread.abs() * (uniform - 0.5)))
+        root = torch.relu(location + tail.abs() * skewed + spread.abs() * (uniform - 0.5))
+        return from_root(root + (STEEPNESS * root).clamp(max=LEAST_HIT))
 
     def uniform_noise(self, z_noise: Tensor) -> Tensor:
         """(N, 25, 25, 25) uniform numbers in [0, 1], one per cell, a fixed continuous function of 16 latents."""

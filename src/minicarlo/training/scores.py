@@ -64,9 +64,12 @@ class ShowerFeatures:
         radius = torch.sqrt(x * x + y * y)
         edges = torch.tensor([0.0, 0.5, 1.2, 2.2, 3.5, 5.5, 8.5, 100.0])
         rings = [((radius >= low) & (radius < high)).float() for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        columns = [*rings, x, y, x * x, y * y, radius]
+        frame = torch.maximum(x.abs(), y.abs())
+        frames = [(frame == distance).float() for distance in frame.unique()]
+        columns = [*rings, *frames, x, y, x * x, y * y, radius]
+        self.frame_count = len(frames)
         self.ring_count = len(rings)
-        self.weights = torch.stack([column.flatten() for column in columns], 1)  # (cells of a layer, rings + 5 moments)
+        self.weights = torch.stack([column.flatten() for column in columns], 1)  # (cells of a layer, rings + frames + 5 moments)
         self.threshold = float(to_root(torch.tensor(threshold_mev)))
 
     def cells(self, energy: Tensor) -> Tensor:
@@ -87,14 +90,17 @@ class ShowerFeatures:
         n = energy.shape[0]
         flat = energy.flatten(2)
         hits = torch.sigmoid((to_root(energy) - self.threshold) * (1 / THRESHOLD_WIDTH)).flatten(2)
-        ring_hits = hits @ self.weights[:, : self.ring_count]  # (N, 25, rings)
-        ring_energies, moments = (flat @ self.weights).split((self.ring_count, 5), dim=2)
+        parts = (self.ring_count, self.frame_count)
+        ring_hits, frame_hits = (hits @ self.weights[:, : sum(parts)]).split(parts, dim=2)  # (N, 25, rings or frames)
+        ring_energies, frame_energies, moments = (flat @ self.weights).split((*parts, 5), dim=2)
         total = layer_energies.sum(1)[:, None] + 0.3
         return {
             "columns": to_root(energy.sum(1)).flatten(1),
             "slabs": to_root(energy.view(n, 5, 5, 25, 25).sum(2)).flatten(1),
             "blocks": to_root(energy.reshape(n, 25, 5, 5, 5, 5).sum((3, 5))).flatten(1),
             "rings": to_root(ring_energies).flatten(1),
+            "frames": to_root(frame_energies.sum(1)),
+            "hits in frames": torch.sqrt(frame_hits.sum(1) + 0.1),
             "hits in rings": torch.sqrt(ring_hits + 0.1).flatten(1),
             "hits in layers": torch.sqrt(ring_hits.sum(2) + 0.1),
             "hits": torch.sqrt(ring_hits.sum((1, 2)) + 0.1)[:, None],

@@ -18,7 +18,16 @@ from minicarlo.training.showers import Showers
 __all__ = ["ScoringRecipe"]
 
 PROJECTIONS = 64
-GROUP_WEIGHTS = {"cells": 2.0, "patches": 1.0, "hits": 0.5, "hits in layers": 0.5, "moments": 0.5, "ring shares": 0.5}
+GROUP_WEIGHTS = {
+    "cells": 2.0,
+    "patches": 1.0,
+    "hits": 0.5,
+    "hits in layers": 0.5,
+    "moments": 0.5,
+    "ring shares": 0.5,
+    "frames": 0.5,
+    "hits in frames": 0.5,
+}
 
 
 class ScoringRecipe:
