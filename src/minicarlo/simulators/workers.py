@@ -19,8 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from minicarlo.errors import MinicarloError, SimulationError
 from minicarlo.simulators.base import Attributes, Batch, FloatArray, SeedArray, Setup, Simulator
@@ -41,7 +40,7 @@ class Task:
 class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection[Any, Any]
-    log: Path
+    log: IO[bytes]
     task: tuple[int, Task] | None = None
 
 
@@ -54,13 +53,12 @@ class Workers:
         self._environment = {**os.environ, **environment}
         self._jobs = jobs
         self._workers: dict[Connection[Any, Any], _Worker] = {}
-        self._logs = tempfile.TemporaryDirectory(prefix="minicarlo-")
         self.provenance: Attributes = {}
 
     def __enter__(self) -> Workers:
         try:
-            for number in range(self._jobs):
-                self._start(number)
+            for _ in range(self._jobs):
+                self._start()
         except BaseException:
             self.__exit__()
             raise
@@ -72,7 +70,7 @@ class Workers:
         for worker in self._workers.values():
             worker.process.wait()
             worker.connection.close()
-        self._logs.cleanup()
+            worker.log.close()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Batch]]:
         """Yield each task with its events, in the order of the tasks, while the workers are at most 4 tasks each ahead.
@@ -102,15 +100,15 @@ class Workers:
                 yield finished.pop(emitted)
                 emitted += 1
 
-    def _start(self, number: int) -> None:
+    def _start(self) -> None:
         ours, theirs = Pipe()
-        log = Path(self._logs.name, f"worker-{number}.log")
-        with theirs, log.open("wb") as stream:
+        log = tempfile.TemporaryFile()  # nameless: a kill leaves nothing behind
+        with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM.format(path=sys.path, handle=theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # Geant4 greets and chats here
-                stderr=stream,
+                stderr=log,
                 pass_fds=[theirs.fileno()],
                 env=self._environment,
             )
@@ -164,7 +162,8 @@ def _obituary(worker: _Worker, simulator: Simulator) -> str:
     if worker.task is not None:
         task = worker.task[1]
         where = f"at events {task.first} to {task.first + len(task.seeds) - 1}"
-    log = worker.log.read_text(errors="replace")
+    worker.log.seek(0)
+    log = worker.log.read().decode(errors="replace")
     words = [line.strip() for line in log.splitlines() if line.strip()]
     reason = simulator.explain(log) or (f"It wrote: {words[-1]:.300}." if words else "")
     if status == -signal.SIGKILL:
