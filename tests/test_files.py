@@ -4,30 +4,17 @@ import errno
 import hashlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from limits import files_at_most
 
 from minicarlo import files
 from minicarlo.errors import OutputError
 from minicarlo.files import atomic_directory, atomic_path, check_writable, output_error, sha256, write_json
-
-
-@contextmanager
-def files_at_most(size: int) -> Iterator[None]:
-    """The operating system refuses files above `size` bytes: what a full disk does, without filling one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_appears_whole_and_only_at_the_end(tmp_path: Path) -> None:
@@ -52,15 +39,19 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure:
 
 def test_a_full_disk_is_an_output_error_that_leaves_nothing(tmp_path: Path) -> None:
     final = tmp_path / "result.bin"
-    with files_at_most(1000), pytest.raises(OutputError, match="result.bin.*larger than"), atomic_path(final) as temporary:
+    with (
+        files_at_most(1000),
+        pytest.raises(OutputError, match="result.bin.*larger than"),
+        atomic_path(final) as temporary,
+    ):
         temporary.write_bytes(bytes(100_000))
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("code", "remedy"),
-    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-only"), (errno.EACCES, "may not write"),
-     (errno.EPERM, "may not write"), (errno.EIO, "choose another place")],
+    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-only"),
+     (errno.EACCES, "may not write"), (errno.EPERM, "may not write"), (errno.EIO, "choose another place")],
 )  # fmt: skip
 def test_what_the_file_system_refuses_is_named_with_a_remedy(tmp_path: Path, code: int, remedy: str) -> None:
     final = tmp_path / "result.bin"
@@ -157,7 +148,10 @@ def test_a_folder_that_holds_something_is_replaced_only_when_asked(tmp_path: Pat
 
 def test_json_is_written_whole_and_is_valid(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"energy": "10 \u03bcs", "values": [1, 2.5, None]})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"energy": "10 \u03bcs", "values": [1, 2.5, None]}
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {
+        "energy": "10 \u03bcs",
+        "values": [1, 2.5, None],
+    }
     with pytest.raises(ValueError):
         write_json(tmp_path / "b.json", float("nan"))
     assert os.listdir(tmp_path) == ["a.json"]

@@ -29,7 +29,13 @@ def test_latents_of_an_event_do_not_depend_on_how_the_work_is_cut(
 
 @settings(deadline=None, max_examples=40)
 @given(
-    seed=SEEDS, start=STARTS, count=COUNTS, low=ENERGIES, high=ENERGIES, kind=st.sampled_from(["log", "uniform"]), data=st.data()
+    seed=SEEDS,
+    start=STARTS,
+    count=COUNTS,
+    low=ENERGIES,
+    high=ENERGIES,
+    kind=st.sampled_from(["log", "uniform"]),
+    data=st.data(),
 )
 def test_energies_stay_in_range_and_do_not_depend_on_how_the_work_is_cut(
     seed: int, start: int, count: int, low: float, high: float, kind: str, data: st.DataObject
@@ -62,7 +68,9 @@ def test_latents_are_unit_normal_and_independent_between_events_seeds_and_stream
 
 
 def test_latents_are_pinned_so_that_published_files_can_be_made_again() -> None:
-    np.testing.assert_array_equal(normal_latents(1, 64, 1, 4), np.float32([[0.5657293, 0.14421241, -0.058088828, 0.19999443]]))
+    np.testing.assert_array_equal(
+        normal_latents(1, 64, 1, 4), np.float32([[0.5657293, 0.14421241, -0.058088828, 0.19999443]])
+    )
 
 
 @pytest.mark.parametrize(("kind", "mean"), [("uniform", 5500.0), ("log", (10_000 - 1_000) / np.log(10))])
@@ -102,8 +110,8 @@ def test_the_text_of_a_distribution_is_what_a_person_would_write() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "10", "GeV", "10 parsec", "-1GeV", "0GeV", "nanGeV", "infGeV", "1GeV:", "1GeV:2GeV:flat", "1GeV:2GeV:log:3", "5GeV:1GeV",
-     "1GeV:1GeV", "1e400GeV", "1GeV:1e300TeV", "1GeV;2GeV", "\x00", "9" * 5000 + "GeV"],
+    ["", "10", "GeV", "10 parsec", "-1GeV", "0GeV", "nanGeV", "infGeV", "1GeV:", "1GeV:2GeV:flat", "1GeV:2GeV:log:3",
+     "5GeV:1GeV", "1GeV:1GeV", "1e400GeV", "1GeV:1e300TeV", "1GeV;2GeV", "\x00", "9" * 5000 + "GeV"],
 )  # fmt: skip
 def test_malformed_energies_are_refused_with_a_short_remedy(text: str) -> None:
     with pytest.raises(InvalidCondition, match="10GeV|above zero") as caught:

@@ -133,7 +133,7 @@ def read_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
     variable = False
     for name in file.attrs:
         identifier = file.attrs.get_id(name)
-        if identifier.get_storage_size() > _attributes.LARGEST:
+        if identifier.shape is not None and prod(identifier.shape) * identifier.dtype.itemsize > _attributes.LARGEST:
             raise InvalidEventSet(
                 f"Event set {path}, attribute {name!r:.80}: larger than {_attributes.LARGEST} bytes. Remove it."
             )
