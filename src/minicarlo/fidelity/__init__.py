@@ -1,0 +1,33 @@
+"""How close generated events are to the Monte Carlo: observables, distances, classifiers, one scorecard."""
+
+from __future__ import annotations
+
+from minicarlo.fidelity.cern import CernFigure, profile_moments
+from minicarlo.fidelity.classifier import classify
+from minicarlo.fidelity.distances import Wasserstein, separation_power
+from minicarlo.fidelity.frechet import fpd, kpd
+from minicarlo.fidelity.observables import UNITS, Measured, high_level_features, measure, observables
+from minicarlo.fidelity.resampling import Resamples, resample
+from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, Scorecard
+from minicarlo.fidelity.validation import validate
+
+__all__ = [
+    "DIFFERS",
+    "INDISTINGUISHABLE",
+    "UNITS",
+    "CernFigure",
+    "Measured",
+    "Resamples",
+    "Scorecard",
+    "Wasserstein",
+    "classify",
+    "fpd",
+    "high_level_features",
+    "kpd",
+    "measure",
+    "observables",
+    "profile_moments",
+    "resample",
+    "separation_power",
+    "validate",
+]

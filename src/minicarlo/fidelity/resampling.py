@@ -1,0 +1,174 @@
+"""Uncertainty, floor and verdict of a distance, all from the same events with other weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicarlo.fidelity.distances import Distance, Float
+
+Weights = NDArray[np.uint8]
+
+_BLOCK = 50  # resamples in one matrix product
+
+
+@dataclass
+class Resamples:
+    """Weights of the events in every resample, shared by all distances so that their fluctuations can be compared.
+
+    `permutations` (P, n + m): 1 where an event plays the reference. Events change sides only within their stratum of incident
+    energy, so that a difference in energies is in every permutation alike. `bootstrap_reference` (B, n) and
+    `bootstrap_candidate` (B, m): how often an event was drawn. `halves` (H, n): 1 and 2 for two random halves of the
+    reference, 0 for one left over.
+    """
+
+    permutations: Weights
+    bootstrap_reference: Weights
+    bootstrap_candidate: Weights
+    halves: Weights
+    matching: Float
+    """Weight of each pooled event when it plays the candidate: the candidate's energies then match the reference's. (n + m,)"""
+    shared: Float
+    """One where both sets have events in the stratum, zero elsewhere. (n + m,)"""
+
+    @classmethod
+    def draw(
+        cls,
+        reference_strata: NDArray[np.int64],
+        candidate_strata: NDArray[np.int64],
+        *,
+        permutations: int,
+        bootstrap: int,
+        halves: int,
+        seed: int,
+    ) -> Resamples:
+        """All resamples of `seed`."""
+        shuffling, drawing, halving = (np.random.default_rng([seed, stream]) for stream in range(3))
+        n, m = len(reference_strata), len(candidate_strata)
+        strata = np.concatenate([reference_strata, candidate_strata])
+        _, place = np.unique(strata, return_inverse=True)
+        ours, theirs = (np.bincount(part, minlength=place.max() + 1).astype(np.float64) for part in (place[:n], place[n:]))
+        matching = np.divide(ours * m, theirs * n, out=np.zeros_like(ours), where=(ours > 0) & (theirs > 0))[place]
+        by_stratum = np.argsort(strata, kind="stable")  # the reference's events come first within a stratum
+        is_reference = np.zeros(n + m, np.uint8)
+        is_reference[:n] = 1
+        labels = is_reference[by_stratum]
+        shuffled = np.empty((permutations, n + m), np.uint8)
+        for row in shuffled:
+            row[np.argsort(strata + shuffling.random(n + m))] = labels
+        split = np.zeros((halves, n), np.uint8)
+        for row in split:
+            order = halving.permutation(n)
+            order = order[np.argsort(reference_strata[order], kind="stable")]  # neighbours have nearly equal energies
+            row[order[0 : n // 2 * 2 : 2]] = 1
+            row[order[1 : n // 2 * 2 : 2]] = 2
+        boot = [_draws(drawing, bootstrap, part) for part in (reference_strata, candidate_strata)]
+        return cls(shuffled, *boot, split, matching, (matching > 0).astype(np.float64))
+
+
+@dataclass
+class Resampled:
+    """A distance with what belongs to it; C columns, and when C > 1 their mean as one more."""
+
+    value: Float
+    error: Float
+    floor: Float
+    null: Float
+
+    def scores(self, power: float) -> tuple[Float, Float]:
+        """How many standard deviations the value (C,) and every permutation (P, C) lie above the mean of the permutations.
+
+        On a scale where the null distribution is nearly Gaussian: the cube root of what is quadratic (Wilson and Hilferty).
+        """
+        every = np.concatenate([self.value[None], self.null]) ** (power**-1 / 3 if power < 1 else 1 / 3)
+        spread = every.std(axis=0)
+        scores = np.where(spread > 1e-12, (every - every.mean(axis=0)) / np.where(spread > 0, spread, 1), 0.0)
+        return scores[0], scores[1:]
+
+
+def resample(distance: Distance, resamples: Resamples) -> Resampled:
+    """Value, bootstrap error, floor and permutation null of a distance."""
+    features = distance.features
+    n = resamples.bootstrap_reference.shape[1]
+    m = features.shape[0] - n
+    same = bool(np.all(resamples.matching == 1))
+    playing_ours = features if same else _scaled(features, resamples.shared)
+    playing_theirs = features if same else _scaled(features, resamples.matching)
+    ours, theirs = _transposed(playing_ours[:n]), _transposed(playing_theirs[n:])
+    pooled = [_transposed(part) for part in ([playing_ours] if same else [playing_ours, playing_theirs])]
+    total = _total(playing_theirs)
+
+    value = _with_mean(distance(_total(playing_ours[:n]), _total(playing_theirs[n:])))[0]
+    replicas = [
+        _with_mean(distance(_sums(ours, one), _sums(theirs, two)))
+        for one, two in _blocks(resamples.bootstrap_reference, resamples.bootstrap_candidate)
+    ]
+    halves = [_with_mean(distance(_sums(ours, one == 1), _sums(ours, one == 2))) for (one,) in _blocks(resamples.halves)]
+    null = []
+    for (labels,) in _blocks(resamples.permutations):
+        sums = [_sums(part, labels) for part in pooled]
+        null.append(_with_mean(distance(sums[0], total - sums[-1])))
+    shrink = ((1 / n + 1 / m) / (2 / (n // 2))) ** distance.power
+    return Resampled(
+        value=value,
+        error=np.concatenate(replicas).std(axis=0, ddof=1),
+        floor=np.concatenate(halves).mean(axis=0) * shrink,
+        null=np.concatenate(null),
+    )
+
+
+def family_p_values(scores: dict[str, tuple[Float, Float]]) -> dict[str, float]:
+    """Permutation p-value of each member, adjusted for the number of members (Westfall and Young, single-step max-T).
+
+    `scores`: name to scores of the value (C,) and of the permutations (P, C). The largest column stands for the member. The
+    chance that any member of two samples of one population falls below p is p.
+    """
+    largest = np.max([null.max(axis=1) for _, null in scores.values()], axis=0)
+    return {
+        name: float((1 + np.count_nonzero(largest >= value.max())) / (1 + len(largest))) for name, (value, _) in scores.items()
+    }
+
+
+def _draws(random: np.random.Generator, number: int, strata: NDArray[np.int64]) -> Weights:
+    """Bootstrap counts; events are drawn within their stratum."""
+    order = np.argsort(strata, kind="stable")
+    _, starts, place, sizes = np.unique(strata[order], return_index=True, return_inverse=True, return_counts=True)
+    drawn = np.empty((number, len(strata)), np.uint8)
+    for row in drawn:
+        chosen = starts[place] + (random.random(len(strata)) * sizes[place]).astype(np.int64)
+        row[:] = np.bincount(order[chosen], minlength=len(strata))
+    return drawn
+
+
+def _scaled(features, weights: Float):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - dense or sparse
+    if hasattr(features, "tocsr"):
+        scaled = features.copy()
+        scaled.data *= np.repeat(weights, np.diff(features.indptr)).astype(features.dtype)
+        return scaled
+    return features * weights[:, None].astype(features.dtype)
+
+
+def _total(features) -> Float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    return np.asarray(features.sum(axis=0, dtype=np.float64)).reshape(1, -1)
+
+
+def _transposed(features):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - dense or sparse
+    return features.T.tocsr() if hasattr(features, "tocsr") else np.ascontiguousarray(features.T)
+
+
+def _sums(transposed, weights: Weights | NDArray[np.bool_]) -> Float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    dense = np.ascontiguousarray(weights.T, dtype=transposed.dtype)
+    return np.ascontiguousarray((transposed @ dense).T, dtype=np.float64)
+
+
+def _blocks(*weights: Weights):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    for start in range(0, len(weights[0]), _BLOCK):
+        yield tuple(rows[start : start + _BLOCK] for rows in weights)
+
+
+def _with_mean(columns: Float) -> Float:
+    if columns.shape[1] == 1:
+        return columns
+    return np.concatenate([columns, columns.mean(axis=1, keepdims=True)], axis=1)
