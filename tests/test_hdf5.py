@@ -164,8 +164,8 @@ def test_a_metadata_cache_image_is_refused_before_hdf5_loads_it(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "options",
-    [{"libver": "latest"}, {"libver": "earliest"}, {"userblock_size": 1024},
-     {"fs_strategy": "page", "fs_persist": True}, {"libver": "latest", "fs_strategy": "fsm", "fs_persist": True, "userblock_size": 1024}],
+    [{"libver": "latest"}, {"libver": "earliest"}, {"userblock_size": 1024}, {"fs_strategy": "page", "fs_persist": 1},
+     {"libver": "latest", "fs_strategy": "fsm", "fs_persist": True, "userblock_size": 1024}],
 )  # fmt: skip
 def test_every_ordinary_kind_of_file_is_accepted(tmp_path: Path, options: dict[str, object]) -> None:
     path = tmp_path / "a.h5"
