@@ -1,6 +1,6 @@
 """Small neural generators in place of an expensive Monte Carlo: simulate, train, tune, generate, validate, report.
 
-The verbs of the command line are functions here: `simulate`, `train`, `tune`, `generate`, `validate`, `bench` and `info`; two share
+The verbs of the command line are functions here: `simulate`, `train`, `tune`, `generate`, `validate`, `bench`, `info`; two share
 their name with the package they live in, `minicarlo.report.report` and `minicarlo.demo.demo`. Each is imported when it is first
 used, so that generating needs neither PyTorch nor Geant4.
 """
