@@ -73,6 +73,11 @@ def compile_surrogate(
         compiled = compile_model(model, inference_precision, batch=batch, streams=streams, threads=threads)
     except RuntimeError as error:
         raise _unusable(surrogate, "compile", precision, error) from error
+    if compiled.sample_shape != surrogate.manifest.sample_shape:
+        raise InvalidSurrogate(
+            f"Surrogate {surrogate.path}: its {precision} model gives samples of shape {compiled.sample_shape}, "
+            f"{surrogate.manifest.sample_shape} are right. Get it again from its author."
+        )
     if precision == "fp32":
         compiled.assert_precision("fp32")
     if precision == "bf16" and "bf16" not in compiled.precision_report().values():
@@ -141,6 +146,7 @@ class OpenVinoGenerator(CompiledGenerator):
         self._compiled = _core().compile_model(model, "CPU", properties)
         self._latent, self._energy = (self._compiled.input(name) for name in inputs)
         self._output = self._compiled.output("showers")
+        self.sample_shape = tuple(dimension.get_length() for dimension in list(self._output.get_partial_shape())[1:])
         self._requests: deque[Any] = deque()
 
     def run(self, latent: Array, incident_energy: Array) -> Array:

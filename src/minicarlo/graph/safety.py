@@ -140,7 +140,9 @@ def _check_interface(
     for name, shape in expected.items():
         tensor = found[name].type.tensor_type
         dimensions = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-        if tensor.elem_type != TensorProto.FLOAT or len(dimensions) != 1 + len(shape) or dimensions[1:] != shape:
+        free = (None,) if kind == "output" else ()  # exporters leave them open; the engine compares what it then infers
+        fits = len(dimensions) == 1 + len(shape) and all(d in (n, *free) for d, n in zip(dimensions[1:], shape, strict=True))
+        if tensor.elem_type != TensorProto.FLOAT or not fits:
             right = ", ".join(["batch", *map(str, shape)])
             raise _refusal(where, f"its {kind} {name!r} is not float32 of shape ({right})")
         if dimensions[0] is not None:
