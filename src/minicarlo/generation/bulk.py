@@ -123,6 +123,7 @@ def generate(
         output: a path ending in .h5 or .hdf5 becomes one file; any other a folder of shards of `shard_size` events, which a
             second call with the same request completes after a kill.
         streams, threads, batch: inferences at once, threads of each, events of each; measured and remembered when left out.
+            A batch whose bits differ from those of a batch of 8 (some processors, batch 1) is replaced by 8.
         precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it.
         progress: called with (events done, events in all).
 
