@@ -1,0 +1,141 @@
+"""Plots and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicarlo.detectors import get_detector
+from minicarlo.errors import InvalidConfig
+from minicarlo.events import ENERGY, EventSet, events_info
+from minicarlo.fidelity import Scorecard, validate
+from minicarlo.files import atomic_path, check_writable
+from minicarlo.report.inputs import history_of, read_bench, read_json, tuning_of
+from minicarlo.report.page import render
+from minicarlo.surrogate import Surrogate
+
+__all__ = ["report"]
+
+_MOST = 6  # as many as there are colours that everyone can tell apart
+
+
+def report(
+    reference: Path | str | EventSet,
+    candidates: Mapping[str, Path | str | EventSet | Scorecard],
+    output: Path | str,
+    *,
+    surrogate: Surrogate | Path | str | None = None,
+    tuning: Mapping[str, Any] | Path | str | None = None,
+    trials: Sequence[Mapping[str, Any]] | None = None,
+    bench: Mapping[str, Any] | Path | str | None = None,
+    seed: int = 0,
+    provenance: Mapping[str, object] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write one self-contained HTML page that compares candidates with a reference.
+
+    Arguments:
+        reference: event set of the Monte Carlo.
+        candidates: label to event set, or to a scorecard that `validate` has made with the same reference; at most six.
+            The verdict on top of the page is that of the last one. The labels `FP32` and `tuned` match the runs of `bench`.
+        output: the HTML file.
+        surrogate: where the candidates come from; when it is tuned, its plan and history are shown.
+        tuning: result of `tune`, or the file of its `--json`; default: what the surrogate carries.
+        trials: the trials of the tuning; default: the history the surrogate carries.
+        bench: result of `bench`, or the file of its `--json`.
+        seed: of the bootstrap.
+        provenance: more rows for the last section.
+        progress: called with (done, total) candidates.
+
+    Returns the path of the page. Raises InvalidConfig, InvalidEventSet, IncompatibleEventSets, InvalidSurrogate, OutputError.
+    """
+    if not 1 <= len(candidates) <= _MOST:
+        raise InvalidConfig(f"A report compares 1 to {_MOST} candidates with the reference; {len(candidates)} were given.")
+    output = Path(output)
+    check_writable(output)
+    if surrogate is not None and not isinstance(surrogate, Surrogate):
+        surrogate = Surrogate.load(surrogate)
+    if surrogate is not None:
+        tuning = tuning_of(surrogate) if tuning is None else tuning
+        trials = history_of(surrogate) if trials is None else trials
+    if isinstance(tuning, str | Path):
+        tuning = read_json(tuning)
+    if isinstance(bench, str | Path):
+        bench = read_bench(bench)
+
+    about = _about(reference)
+    cards = {}
+    for done, (label, candidate) in enumerate(candidates.items()):
+        if progress is not None:
+            progress(done, len(candidates))
+        card = candidate if isinstance(candidate, Scorecard) else validate(reference, candidate, seed=seed)
+        cards[label] = card.to_dict()
+    if progress is not None:
+        progress(len(candidates), len(candidates))
+
+    detector = get_detector(about["detector"])
+    name = _reference_name(about["attributes"])
+    energies = about["conditions"][ENERGY]
+    what = surrogate.manifest.name if surrogate is not None else ", ".join(candidates)
+    lead = (
+        f"{about['count']:,} showers of {name} at {energies['low'] / 1000:.3g} to {energies['high'] / 1000:.3g} GeV in "
+        f"{detector.name} ({detector.description}), compared with {_and(list(candidates))}."
+    )
+    html = render(
+        cards,
+        title=f"{what} against {name}",
+        lead=lead,
+        reference=name,
+        tuning=tuning,
+        trials=trials or (),
+        bench=bench,
+        provenance={**_provenance(reference, candidates, about, surrogate), **(provenance or {})},
+    )
+    with atomic_path(output) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return output
+
+
+def _about(reference: Path | str | EventSet) -> dict[str, Any]:
+    if not isinstance(reference, EventSet):
+        return events_info(reference)
+    energy = reference.incident_energy
+    return {
+        "count": len(reference),
+        "detector": reference.detector,
+        "conditions": {ENERGY: {"low": float(np.min(energy)), "high": float(np.max(energy))}},
+        "attributes": reference.attributes,
+    }
+
+
+def _reference_name(attributes: Mapping[str, Any]) -> str:
+    made_by = str(attributes.get("generator", ""))
+    return "Geant4" if made_by.startswith("Geant4") else "reference"
+
+
+def _provenance(
+    reference: Path | str | EventSet,
+    candidates: Mapping[str, object],
+    about: Mapping[str, Any],
+    surrogate: Surrogate | None,
+) -> dict[str, object]:
+    rows: dict[str, object] = {"Reference": "in memory" if isinstance(reference, EventSet) else reference}
+    shown = ("generator", "particle", "physics", "production_cut_mm", "energy_distribution", "seed")
+    rows |= {f"Reference: {name.replace('_', ' ')}": about["attributes"][name] for name in shown if name in about["attributes"]}
+    rows |= {f"Candidate {label}": value for label, value in candidates.items() if isinstance(value, str | Path)}
+    if surrogate is not None:
+        manifest = surrogate.manifest
+        rows |= {"Surrogate": manifest.name, "Network": manifest.generator, "Surrogate digest (SHA-256)": surrogate.hash}
+        rows |= {
+            f"Training: {name}": value
+            for name, value in list(manifest.training.items())[:12]
+            if isinstance(value, str | int | float)
+        }
+    return rows
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

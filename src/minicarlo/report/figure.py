@@ -1,0 +1,162 @@
+"""The drawing primitives of the report: style, palette, panels with a ratio, and SVG pictures that carry no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import matplotlib.ticker
+import mplhep
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# Okabe and Ito, "Color Universal Design" (2008): distinguishable with every kind of colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.4)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 2)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+REFERENCE_FILL = "#D5D8DC"
+REFERENCE_LINE = "#2B2F36"
+BAND = "#B4B9C1"
+
+STYLE: Any = {
+    **{key: value for key, value in mplhep.style.ROOT.items() if value is not None},
+    "font.family": ["TeX Gyre Heros", "DejaVu Sans"],  # the second has the scripts that the first lacks
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.8,
+    "axes.unicode_minus": True,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 5,
+    "xtick.minor.size": 2.5,
+    "ytick.major.size": 5,
+    "ytick.minor.size": 2.5,
+    "xtick.major.pad": 4,
+    "ytick.major.pad": 4,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "minicarlo",
+    "figure.dpi": 96,
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """The numbers behind a plot: what a reader copies, and what a screen reader reads."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot as an SVG data address, with its size in CSS pixels, words for those who cannot see it, and its numbers."""
+
+    source: str
+    width: int
+    height: int
+    alt: str
+    table: Table
+
+
+def plain(text: object, limit: int = 32) -> str:
+    """A name from a file as harmless text for matplotlib: printable, short, without mathematics or legend magic."""
+    words = "".join(c if c.isprintable() and not 0xD800 <= ord(c) <= 0xDFFF else "?" for c in str(text))
+    words = words if len(words) <= limit else words[: limit - 1] + "…"
+    words = words.replace("\\", "\N{FULLWIDTH REVERSE SOLIDUS}").replace("$", r"\$")
+    return words if not words.startswith("_") else "\u200b" + words
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits; a dash for what is missing or not finite."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value != 0 and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}×10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}".replace("-", "−")
+    decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches in the report's style; no global state of matplotlib is touched."""
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def picture(figure: Figure, alt: str, table: Table) -> Picture:
+    """The finished figure. Call it inside `drawing`, whose style also governs how the SVG is written."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # a name in a rare script: boxes, and the table has it
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return Picture(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, alt, table)
+
+
+def with_ratio(figure: Figure) -> tuple[Axes, Axes]:
+    """An upper panel and a ratio panel that share the horizontal axis."""
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(hspace=0.02, h_pad=0.03)
+    return upper, lower
+
+
+def ratio_panel(axes: Axes, places: Sequence[Array], ratios: Sequence[Array], errors: Sequence[Array], label: str) -> None:
+    """Dress a ratio panel: the line at one, and the narrowest symmetric range that holds nearly all well-measured points.
+
+    Points outside that range are marked by triangles on the rim: nothing is hidden by the choice of range.
+    """
+    axes.axhline(1.0, color=REFERENCE_LINE, linewidth=0.8, zorder=1)
+    half = next((limit for limit in (0.05, 0.1, 0.2, 0.5) if _fits(limit, ratios, errors)), 1.0)
+    axes.set_ylim(1 - half, 1 + half)
+    axes.set_yticks([1 - half / 2, 1, 1 + half / 2])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.set_ylabel(label, loc="center")
+    for x, ratio, color in zip(places, ratios, PALETTE, strict=False):
+        for outside, rim, marker in ((ratio > 1 + half, 1 + half, "^"), (ratio < 1 - half, 1 - half, "v")):
+            if (chosen := np.isfinite(ratio) & outside).any():
+                rims = np.full(chosen.sum(), rim)
+                axes.plot(x[chosen], rims, marker, color=color, markersize=4, clip_on=False)
+
+
+def _fits(limit: float, ratios: Sequence[Array], errors: Sequence[Array]) -> bool:
+    for ratio, error in zip(ratios, errors, strict=True):
+        known = np.isfinite(ratio)
+        measured = known & (error <= 0.6 * limit)
+        if measured.sum() < 0.5 * known.sum() or (np.abs(ratio[measured] - 1) > 0.92 * limit).mean() > 0.1:
+            return False
+    return True
+
+
+def divide(numerator: Array, denominator: Array) -> Array:
+    """The ratio, NaN where the denominator is zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(denominator != 0, numerator / np.where(denominator == 0, 1, denominator), np.nan)
+
+
+def is_logarithmic(edges: Array) -> bool:
+    """Whether bins with these edges belong on a logarithmic axis."""
+    widths = np.diff(edges)
+    return bool(edges[0] > 0 and widths.max() > 5 * widths.min())
