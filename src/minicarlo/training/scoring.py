@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from minicarlo.generators.shower2d import LATENT_ENERGIES, LATENT_NOISE, LATENT_SHAPE, MEV_PER_VISIBLE_UNIT, Shower2D
 from minicarlo.training.config import Training
-from minicarlo.training.scores import ShowerFeatures, energy_score, layer_energy_features, ranked_probability_score
+from minicarlo.training.scores import ShowerFeatures, Whitening, energy_score, layer_energy_features, ranked_probability_score
 from minicarlo.training.showers import Showers
 
 __all__ = ["ScoringRecipe"]
@@ -27,6 +27,9 @@ GROUP_WEIGHTS = {
     "ring shares": 0.5,
     "frames": 0.5,
     "hits in frames": 0.5,
+    "white": 1.0,
+    "white vector": 1.0,
+    "white projections": 1.0,
 }
 
 
@@ -49,6 +52,9 @@ class ScoringRecipe:
             "energies": torch.optim.Adam(generator.energies.parameters(), lr=settings.learning_rate),
             "shape": torch.optim.Adam(generator.shape.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98)),
         }
+        with torch.no_grad():
+            root = torch.sqrt(showers.layer_energies * (MEV_PER_VISIBLE_UNIT / showers.incident_energy))
+            self.whitening = Whitening(root, generator.features(showers.incident_energy)).to(device)
         self.running: dict[str, float] = {}
         self.compare, self.make_cells = compare, self.generator.cells
         if settings.compile:
@@ -93,10 +99,15 @@ class ScoringRecipe:
             layer_energies = self.generator.layer_energies(latent, incident)
             pairs.append(torch.sqrt(layer_energies * (MEV_PER_VISIBLE_UNIT / incident) + 1e-12))
         features = [layer_energy_features(root, directions) for root in (*pairs, truth)]
+        condition = self.generator.features(incident)
+        white = [self.whitening(root, condition) for root in (*pairs, truth)]
         return {
             "features": ranked_probability_score(*features),
             "total": ranked_probability_score(*(f[:, 50:51] for f in features)),
             "vector": energy_score(pairs[0], pairs[1], truth),
+            "white vector": energy_score(*white),
+            "white projections": ranked_probability_score(*(w @ directions for w in white)),
+            "white": ranked_probability_score(*white),
         }
 
     def shape_losses(self, step: int) -> dict[str, Tensor]:
