@@ -1,0 +1,113 @@
+"""`minicarlo tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from minicarlo.cli._common import format_seconds, json_option, key_values, print_json, progress_bar, table
+
+
+@click.command()
+@click.argument("surrogate")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New directory for the tuned surrogate.")
+@click.option("--formats", default="int8,bf16,fp32", show_default=True, help="Formats that layers may have.")
+@click.option(
+    "--criterion",
+    default="fidelity",
+    show_default=True,
+    help="fidelity (largest change of any observable) or profile (CERN's figure).",
+)
+@click.option("--tolerance", type=float, default=0.03, show_default=True, help="Largest change the upper bound may reach.")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the bootstrap interval.")
+@click.option("--max-trials", type=int, default=20, show_default=True, help="Plans to evaluate in full, at most.")
+@click.option("--time-limit", type=float, help="Seconds after which the best plan so far is taken.")
+@click.option("--strategy", default="fallback", show_default=True, help="How plans are searched for.")
+@click.option(
+    "--reference", type=click.Path(path_type=Path), help="Monte Carlo events that the result must not describe worse than fp32."
+)
+@click.option("--calibration-events", type=int, default=256, show_default=True, help="Events that int8 ranges are measured on.")
+@click.option("--evaluation-events", type=int, default=2048, show_default=True, help="Events per evaluation, and again held out.")
+@click.option(
+    "--objective",
+    type=click.Choice(["time", "macs"]),
+    default="time",
+    show_default=True,
+    help="Choose by measured time or by estimate.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of latents, energies and the bootstrap.")
+@json_option
+def command(
+    surrogate: str,
+    output: Path,
+    formats: str,
+    criterion: str,
+    tolerance: float,
+    confidence: float,
+    max_trials: int,
+    time_limit: float | None,
+    strategy: str,
+    reference: Path | None,
+    calibration_events: int,
+    evaluation_events: int,
+    objective: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Lower the precision of a surrogate's layers as far as a criterion allows.
+
+    SURROGATE is a directory or the name of a shipped one. Plans are compared with fp32 on the same latents; the fastest
+    that passes is written to OUTPUT. Ctrl-C ends the search with the best plan so far; after a kill, the same command goes
+    on where it stopped.
+
+    \b
+    Example:
+      minicarlo tune clic-ecal -o clic-ecal-tuned
+      minicarlo tune my-surrogate -o my-surrogate-tuned --tolerance 0.01 --reference geant4.h5
+    """
+    from minicarlo.precision import tune
+
+    with progress_bar("Tuning", unit="plans") as progress:
+        result = tune(
+            surrogate,
+            output,
+            formats=tuple(part.strip() for part in formats.split(",") if part.strip()),
+            criterion=criterion,
+            tolerance=tolerance,
+            confidence=confidence,
+            max_trials=max_trials,
+            time_limit=time_limit,
+            strategy=strategy,
+            reference=reference,
+            calibration_events=calibration_events,
+            evaluation_events=evaluation_events,
+            objective="time" if objective == "time" else "macs",
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.to_dict())
+        return
+    found = result.criterion
+    click.echo(
+        table([(name, form, result.ran.get(name, "-")) for name, form in result.plan.items()], ("layer", "planned", "ran"))
+    )
+    click.echo()
+    facts: dict[str, object] = {
+        "accepted": "yes" if result.accepted else "no",
+        "why": result.reason,
+        f"criterion {found['name']}": f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})",
+        "tolerance": f"{found['tolerance']:g}",
+        "int8 share": f"{result.int8_share:.0%} of multiply-accumulates",
+        "speed over fp32": f"{result.speedup:.2f}" + (" (estimated)" if objective == "macs" else ""),
+        "trials": f"{result.trials}, {result.full_evaluations} in full, {format_seconds(result.seconds)}"
+        + (", interrupted" if result.interrupted else ""),
+        "surrogate": result.path,
+    }
+    if result.monte_carlo is not None:
+        mc = result.monte_carlo
+        facts["against Monte Carlo"] = (
+            f"fp32 {mc['fp32']:.4f}, tuned {mc['tuned']:.4f} (difference {mc['low']:+.4f} to {mc['high']:+.4f})"
+        )
+    click.echo(key_values(facts))

@@ -1,0 +1,29 @@
+"""Accuracy-driven precision: which layer may compute in which format, found by measuring."""
+
+from __future__ import annotations
+
+from minicarlo.precision.criterion import CRITERIA, Comparison, Criterion, get_criterion
+from minicarlo.precision.plan import FORMATS, Layer, Plan, int8_share
+from minicarlo.precision.quantization import Calibration, PlannedModel, Quantizer, compile_planned
+from minicarlo.precision.strategies import STRATEGIES, Strategy, Trial
+from minicarlo.precision.study import TuneResult, tune
+
+__all__ = [
+    "CRITERIA",
+    "FORMATS",
+    "STRATEGIES",
+    "Calibration",
+    "Comparison",
+    "Criterion",
+    "Layer",
+    "Plan",
+    "PlannedModel",
+    "Quantizer",
+    "Strategy",
+    "Trial",
+    "TuneResult",
+    "compile_planned",
+    "get_criterion",
+    "int8_share",
+    "tune",
+]

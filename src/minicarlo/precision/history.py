@@ -1,0 +1,112 @@
+"""The tuning history: one JSON object per line, on the disk as soon as it is known, for a killed run to go on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from minicarlo.files import output_error
+from minicarlo.precision.strategies.base import Trial
+
+
+class History:
+    """The history of one request in the file `path`; what is there from the same request is taken up, all else dropped.
+
+    Raises OutputError when the file cannot be written.
+    """
+
+    def __init__(self, path: Path, request: dict[str, Any]) -> None:
+        self.path = path
+        self.trials: list[Trial] = []
+        self.sensitivities: dict[tuple[str, str], float] = {}
+        header = {"kind": "request", **request}
+        lines = _complete_lines(path)
+        if lines and _parse(lines[0]) == _parse(_line(header)):
+            kept = [line for line in lines[1:] if self._take_up(line)]
+            self._rewrite([lines[0], *kept])
+        else:
+            self._rewrite([_line(header)])
+
+    def add_trial(self, trial: Trial) -> None:
+        """Keep a trial."""
+        self.trials.append(trial)
+        self._append(trial.to_dict())
+
+    def add_sensitivity(self, layer: str, form: str, value: float, seconds: float) -> None:
+        """Keep what one layer alone in one format does; infinity is written as null."""
+        self.sensitivities[layer, form] = value
+        self._append({"kind": "sensitivity", "layer": layer, "format": form, "value": value, "seconds": seconds})
+
+    def content(self) -> bytes:
+        """The file as it is."""
+        return self.path.read_bytes()
+
+    def remove(self) -> None:
+        """Delete the file; its content lives on in the tuned surrogate."""
+        self.path.unlink(missing_ok=True)
+
+    def _take_up(self, line: str) -> bool:
+        entry = _parse(line)
+        if not isinstance(entry, dict):
+            return False
+        try:
+            if entry.get("kind") == "trial":
+                names = {field.name for field in dataclasses.fields(Trial)}
+                self.trials.append(Trial(**{name: value for name, value in entry.items() if name in names}))
+            elif entry.get("kind") == "sensitivity":
+                self.sensitivities[entry["layer"], entry["format"]] = (
+                    math.inf if entry["value"] is None else float(entry["value"])
+                )
+        except (KeyError, TypeError, ValueError):
+            return False
+        return entry.get("kind") in ("trial", "sensitivity")
+
+    def _rewrite(self, lines: list[str]) -> None:
+        try:
+            temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError as error:
+            raise output_error(self.path, error) from error
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(_line(entry) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise output_error(self.path, error) from error
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """`value` with infinities and NaN as None, as JSON wants it."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(plain(entry), ensure_ascii=False, allow_nan=False)
+
+
+def _parse(line: str) -> Any:  # noqa: ANN401
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """Lines that were written to their end."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.split("\n")[:-1]

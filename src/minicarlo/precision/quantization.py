@@ -1,0 +1,228 @@
+"""Apply a precision plan to a surrogate's graph: NNCF quantises the int8 layers, the IR tells OpenVINO what stays float32.
+
+Only the layers of the plan ever change. Everything else in these graphs (layer energies, pseudo-random noise from the
+fractional part of a projection, normalisation, threshold) is numerically delicate: it is kept out of NNCF's reach by name,
+and in a model that computes in bf16 every such operation carries the IR attribute `precise`, which OpenVINO honours when it
+reads the IR (setting it from Python has no effect).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicarlo.engines import CompiledGenerator, compile_model, mac_layers, read_model
+from minicarlo.errors import TuningError
+from minicarlo.precision.ir import CARRIERS, mark_precise
+from minicarlo.precision.plan import Layer, Plan
+from minicarlo.precision.transplant import QuantisedLayer, keep_biases_apart, read_quantised, transplant
+from minicarlo.sampling import normal_latents
+from minicarlo.surrogate import Surrogate
+
+if TYPE_CHECKING:
+    import openvino
+
+Array = NDArray[np.float32]
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A plan as an OpenVINO IR: description, weights, and the inference precision to compile it with."""
+
+    xml: bytes
+    weights: bytes
+    inference_precision: Literal["f32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Latents (N, L) and energies (N,) in MeV that activation ranges are measured on."""
+
+    latent: Array
+    incident_energy: Array
+
+    @classmethod
+    def over_range(cls, surrogate: Surrogate, count: int, seed: int) -> Calibration:
+        """`count` events on a logarithmic grid over the whole trained range, every batch spread over all of it."""
+        energy_range = surrogate.manifest.conditions["incident_energy"]
+        grid = np.geomspace(energy_range.low, energy_range.high, count)
+        order = np.random.default_rng([seed, 1]).permutation(count)
+        energy = np.clip(grid[order], energy_range.low, energy_range.high).astype(np.float32)
+        return cls(normal_latents(seed, 0, count, surrogate.manifest.latent_size), energy)
+
+    def batches(self) -> list[dict[str, Array]]:
+        """Pieces as the model's inputs."""
+        return [
+            {"latent": self.latent[start : start + _BATCH], "incident_energy": self.incident_energy[start : start + _BATCH, None]}
+            for start in range(0, len(self.latent), _BATCH)
+        ]
+
+
+class Quantizer:
+    """Turns plans for one surrogate into OpenVINO models.
+
+    NNCF runs once, over all layers; a plan then takes from that model what belongs to its int8 layers (activation ranges,
+    int8 weights, corrected bias), so that one more plan costs no calibration and what a layer becomes does not depend on
+    the others. Raises TuningError when the graph has no layer to plan.
+    """
+
+    def __init__(self, surrogate: Surrogate, calibration: Calibration) -> None:
+        self._model, _ = read_model(surrogate)
+        _fold(self._model)
+        self._calibration = calibration
+        self._names = _planned_operations(self._model)
+        self.layers = _layers(self._model, self._names)
+        self._quantised: dict[str, QuantisedLayer] | None = None
+        if not self.layers:
+            raise TuningError(
+                f"Surrogate {surrogate.path} has no convolution or matrix product with fixed weights, "
+                "so there is no precision to lower."
+            )
+
+    def apply(self, plan: Plan) -> PlannedModel:
+        """The model in which each layer has the format of `plan` and everything else is float32."""
+        model, chosen = self._model, set(plan.layers_in("int8"))
+        if chosen:
+            if self._quantised is None:
+                self._quantised = read_quantised(self._calibrated(), self._names)
+            model = transplant(
+                self._model, self._names, {name: self._quantised[name] for name in chosen if name in self._quantised}
+            )
+        if plan.inference_precision == "bf16":
+            model = keep_biases_apart(model, {operation for operation, layer in self._names.items() if plan[layer] == "fp32"})
+        xml, weights = _serialise(model)
+        if plan.inference_precision == "bf16":
+            formats = {operation: plan[layer] for operation, layer in self._names.items()}
+            xml = mark_precise(xml, formats | dict(plan))
+        return PlannedModel(xml, weights, plan.inference_precision)
+
+    def _calibrated(self) -> openvino.Model:
+        nncf = _nncf()
+        batches = self._calibration.batches()
+        # Fast bias correction leaves transposed convolutions out; the slow one covers them.
+        transposed = any("Backprop" in layer.operation for layer in self.layers)
+        with redirect_stdout(io.StringIO()):  # NNCF draws its progress bars there
+            return nncf.quantize(
+                self._model.clone(),
+                nncf.Dataset(batches),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(batches),
+                fast_bias_correction=not transposed,
+                ignored_scope=nncf.IgnoredScope(names=_untouchable(self._model, self._names), validate=False),
+                # half-range weights would only help processors without VNNI
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),
+            )
+
+
+def compile_planned(model: PlannedModel, *, batch: int | None = None, streams: int = 1, threads: int = 1) -> CompiledGenerator:
+    """Compile a planned model for the processor."""
+    with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
+        path = Path(folder, "model.xml")
+        path.write_bytes(model.xml)
+        path.with_suffix(".bin").write_bytes(model.weights)
+        return compile_model(path, model.inference_precision, batch=batch, streams=streams, threads=threads)
+
+
+def _planned_operations(model: openvino.Model) -> dict[str, str]:
+    """Operation name to layer name of all convolutions and matrix products with constant weights."""
+    operations = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
+    return {name: layer for name, layer in mac_layers(model).items() if _is_constant(operations[name].input_value(1).get_node())}
+
+
+def _layers(model: openvino.Model, names: Mapping[str, str]) -> tuple[Layer, ...]:
+    single = model.clone()
+    single.reshape({port: [1, port.get_partial_shape()[1].get_length()] for port in single.inputs})
+    layers = []
+    for op in single.get_ordered_ops():
+        name = op.get_friendly_name()
+        if name in names:
+            layers.append(Layer(names[name], op.get_type_name(), _macs(op)))
+    return tuple(layers)
+
+
+def _macs(op: Any) -> int:  # noqa: ANN401
+    """Multiply-accumulates of an operation in a model for one event."""
+    kind, output = op.get_type_name(), list(op.output(0).get_shape())
+    weights = list(op.input_value(1).get_shape())
+    if kind == "MatMul":
+        return int(np.prod(output)) * int(op.input_value(0).get_shape()[-1])
+    if "Backprop" in kind:  # every input element meets every weight of its channel; weights are ([group,] in, out, kernel...)
+        channels = 2 if "Group" in kind else 1
+        return int(np.prod(op.input_value(0).get_shape())) * int(np.prod(weights[channels:]))
+    return int(np.prod(output)) * int(np.prod(weights[2 if "Group" in kind else 1 :]))
+
+
+def _fold(model: openvino.Model) -> None:
+    """Fold the constants that the ONNX importer leaves around biases, so that NNCF recognises and corrects them.
+
+    Nothing else is fused: a map that is added after a bias stays an addition of its own, else NNCF would not correct that
+    bias.
+    """
+    import openvino.passes as passes
+
+    manager = passes.Manager()
+    manager.register_pass(passes.ConstantFolding())
+    manager.run_passes(model)
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Multiply":
+            continue
+        for side in (0, 1):
+            factor, source = op.input_value(side).get_node(), op.input_value(1 - side)
+            same_shape = source.get_partial_shape() == op.output(0).get_partial_shape()
+            if factor.get_type_name() == "Constant" and same_shape and np.all(factor.get_data() == 1):
+                for target in op.output(0).get_target_inputs():
+                    target.replace_source_output(source)
+                break
+    model.validate_nodes_and_infer_types()
+
+
+def _untouchable(model: openvino.Model, names: Mapping[str, str]) -> list[str]:
+    """Names of the operations that NNCF must leave alone: all but planned ones, their biases, what carries values to them."""
+    allowed: set[str] = set()
+    for op in reversed(model.get_ordered_ops()):
+        kind, name = op.get_type_name(), op.get_friendly_name()
+        bias = kind == "Add" and any(value.get_node().get_friendly_name() in names for value in op.input_values())
+        targets = [target.get_node().get_friendly_name() for output in op.outputs() for target in output.get_target_inputs()]
+        # a ReLU behind a layer is fused into it and never quantised for its own sake
+        carrier = kind in CARRIERS and (kind in ("Relu", "PRelu") or all(target in allowed for target in targets))
+        if kind in ("Constant", "Parameter", "Result") or name in names or bias or carrier:
+            allowed.add(name)
+    return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name() not in allowed]
+
+
+def _is_constant(node: Any) -> bool:  # noqa: ANN401
+    while node.get_type_name() in ("Convert", "Transpose", "Reshape"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "Constant")
+
+
+def _serialise(model: openvino.Model) -> tuple[bytes, bytes]:
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
+        path = Path(folder, "model.xml")
+        openvino.save_model(model, path, compress_to_fp16=False)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def _nncf() -> Any:  # noqa: ANN401
+    """NNCF with its telemetry off (it would call Google Analytics) and its remarks silenced."""
+    os.environ.setdefault("NNCF_CI", "1")
+    import logging
+
+    with redirect_stdout(io.StringIO()):
+        import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf

@@ -1,0 +1,18 @@
+"""Strategies that search for a precision plan."""
+
+from __future__ import annotations
+
+from minicarlo.errors import TuningError
+from minicarlo.precision.strategies.base import Sensitivity, Strategy, Trial
+from minicarlo.precision.strategies.fallback import Fallback
+
+STRATEGIES: dict[str, type[Strategy]] = {"fallback": Fallback}
+
+__all__ = ["STRATEGIES", "Fallback", "Sensitivity", "Strategy", "Trial", "get_strategy"]
+
+
+def get_strategy(name: str) -> type[Strategy]:
+    """The strategy of that name. Raises TuningError listing those there are."""
+    if name not in STRATEGIES:
+        raise TuningError(f"Strategy {name!r:.40} is unknown; choose among {', '.join(STRATEGIES)}.")
+    return STRATEGIES[name]

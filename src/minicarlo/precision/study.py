@@ -1,0 +1,385 @@
+"""The tuning loop: ask a strategy for plans, try them, keep a history, return the best plan with its evidence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from minicarlo.engines import CompiledGenerator, machine
+from minicarlo.errors import OutputError, TuningError
+from minicarlo.events import events_info
+from minicarlo.files import check_writable
+from minicarlo.precision.criterion import Comparison, ProfileCriterion, get_criterion
+from minicarlo.precision.evaluation import Evaluation
+from minicarlo.precision.history import History, plain
+from minicarlo.precision.plan import FORMATS, Plan, estimated_speedup, int8_share
+from minicarlo.precision.quantization import Calibration, Quantizer
+from minicarlo.precision.sensitivity import LayerSensitivity
+from minicarlo.precision.strategies import Trial, get_strategy
+from minicarlo.surrogate import Surrogate
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What `tune` found.
+
+    `accepted` says whether a plan below fp32 met the criterion and is faster; otherwise `plan` is all fp32 and `reason`
+    says why. `trials` counts every plan that was run, sensitivity probes included, `full_evaluations` those on all
+    evaluation events. `criterion` has `name`, `reference` (fp32 against itself: zero), `value`, `low`, `high` (on held-out
+    events), `tolerance`, `confidence` and `floor` (two independent fp32 samples). `speedup` is relative to fp32, measured
+    (or estimated from multiply-accumulates with `objective="macs"`).
+    """
+
+    accepted: bool
+    trials: int
+    full_evaluations: int
+    seconds: float
+    plan: dict[str, str]
+    ran: dict[str, str]
+    int8_share: float
+    speedup: float
+    criterion: dict[str, Any]
+    reason: str
+    path: str
+    interrupted: bool = False
+    monte_carlo: dict[str, Any] | None = None
+    history: tuple[Trial, ...] = field(default=(), repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json; the history is in the surrogate."""
+        return {entry.name: plain(getattr(self, entry.name)) for entry in dataclasses.fields(self) if entry.name != "history"}
+
+
+def tune(
+    surrogate: Surrogate | Path | str,
+    output: Path | str,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+    criterion: str = "fidelity",
+    tolerance: float = 0.03,
+    confidence: float = 0.95,
+    max_trials: int = 20,
+    time_limit: float | None = None,
+    strategy: str = "fallback",
+    seed: int = 1,
+    calibration_events: int = 256,
+    evaluation_events: int = 2048,
+    reference: Path | str | None = None,
+    objective: Literal["time", "macs"] = "time",
+    timing_seconds: float = 1.0,
+    progress: Progress | None = None,
+) -> TuneResult:
+    """Lower the precision of a surrogate's layers as far as a criterion allows; write it, tuned, to the new directory `output`.
+
+    Candidates run on the same latents and energies as fp32. A plan passes when the upper bound of the criterion's bootstrap
+    interval stays within `tolerance` on `evaluation_events` events and again on as many that the search never saw; with
+    `reference`, a path of Monte Carlo events, CERN's figure against these must not be worse either. Of the plans that pass,
+    the fastest is written (`objective="macs"`: by estimate, for machines too busy to time anything). Ctrl-C or `time_limit`
+    (seconds) end the search early with the best so far; a killed run that is started again with the same arguments takes up
+    its history.
+
+    Arguments:
+        surrogate: directory, shipped name, or loaded surrogate.
+        formats: which of int8, bf16, fp32 layers may have; fp32 is always allowed.
+        criterion: "fidelity" (largest relative change of any family of observables) or "profile" (CERN's figure).
+        calibration_events: events over the whole energy range that activation ranges are measured on.
+
+    Raises TuningError, InvalidSurrogate, InvalidEventSet, OutputError.
+    """
+    loaded = surrogate if isinstance(surrogate, Surrogate) else Surrogate.load(surrogate)
+    output = Path(output)
+    allowed = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, objective)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
+    if reference is not None:
+        events_info(reference)  # fails now if it cannot be read
+    measure = get_criterion(criterion, threshold_mev=loaded.manifest.readout_threshold_mev, confidence=confidence, seed=seed)
+    request = {
+        "surrogate": loaded.hash,
+        "formats": list(allowed),
+        "criterion": criterion,
+        "tolerance": tolerance,
+        "confidence": confidence,
+        "strategy": strategy,
+        "seed": seed,
+        "calibration_events": calibration_events,
+        "evaluation_events": evaluation_events,
+        "objective": objective,
+        "machine": machine(),
+    }
+    chosen_strategy = get_strategy(strategy)
+    path = output.with_name(f".{output.name}.tuning.jsonl")
+    check_writable(path)
+    quantizer = Quantizer(loaded, Calibration.over_range(loaded, calibration_events, seed))
+    evaluation = Evaluation(loaded, quantizer, measure, events=evaluation_events, seed=seed)
+    study = Study(
+        quantizer,
+        evaluation,
+        measure,
+        History(path, request),
+        tolerance=tolerance,
+        budget=Budget(max_trials, time_limit),
+        timing_seconds=timing_seconds if objective == "time" else None,
+        progress=progress,
+    )
+    search = chosen_strategy(quantizer.layers, allowed, tolerance, study.sensitivity)
+    try:
+        while not study.budget.spent and (plan := search.ask()) is not None:
+            search.tell(study.evaluate(plan))
+    except (KeyboardInterrupt, OutOfBudget) as stop:
+        study.interrupted = isinstance(stop, KeyboardInterrupt)
+    return study.finish(loaded, output, None if reference is None else Path(reference))
+
+
+class OutOfBudget(Exception):
+    """The time is up in the middle of a strategy's measurements."""
+
+
+class Budget:
+    """Trials and seconds that may still be spent."""
+
+    def __init__(self, trials: int, seconds: float | None) -> None:
+        self.trials, self.used = trials, 0
+        self.start = time.monotonic()
+        self._end = math.inf if seconds is None else self.start + seconds
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the seconds are spent."""
+        return time.monotonic() >= self._end
+
+    @property
+    def spent(self) -> bool:
+        """Whether trials or seconds are spent."""
+        return self.used >= self.trials or self.out_of_time
+
+
+class Study:
+    """Tries plans and remembers what came of them."""
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        evaluation: Evaluation,
+        criterion: ProfileCriterion,
+        history: History,
+        *,
+        tolerance: float,
+        budget: Budget,
+        timing_seconds: float | None,
+        progress: Progress | None,
+    ) -> None:
+        self._quantizer, self._evaluation, self._criterion, self._history = quantizer, evaluation, criterion, history
+        self._tolerance, self.budget, self._timing_seconds, self._progress = tolerance, budget, timing_seconds, progress
+        self._known = {Plan.of(trial.plan).key: trial for trial in history.trials}
+        self.interrupted = False
+        self._probes = 0
+        self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history.sensitivities, self._record)
+        self._probe_seconds = 0.0
+        self.trials: list[Trial] = []
+
+    def evaluate(self, plan: Plan) -> Trial:
+        """Run a plan and judge it; what an earlier run of the same request found is not run again."""
+        known = self._known.get(plan.key)
+        trial = known or self._run(plan)
+        if known is None:
+            self._history.add_trial(trial)
+            self._known[plan.key] = trial
+        self.trials.append(trial)
+        self.budget.used += 1
+        self._tick()
+        return trial
+
+    def _run(self, plan: Plan) -> Trial:
+        start = time.monotonic()
+        generator = self._evaluation.compile(plan)
+        ran = generator.precision_report()
+        base: dict[str, Any] = {
+            "trial": len(self._history.trials) + 1,
+            "plan": dict(plan),
+            "description": plan.describe(),
+            "ran": ran,
+        }
+        share = int8_share(ran, self._quantizer.layers)
+        wrong = {name: ran.get(name, "nothing") for name, form in plan.items() if ran.get(name) != form}
+        if wrong:
+            name, found = next(iter(wrong.items()))
+            reason = f"the runtime ran {name} in {found}, not {plan[name]}" + (
+                f", and {len(wrong) - 1} more layers" if len(wrong) > 1 else ""
+            )
+            return Trial(
+                **base, followed=False, accepted=False, reason=reason, int8_share=share, seconds=time.monotonic() - start
+            )
+        comparison = self._evaluation.search(generator)
+        passed = comparison.high <= self._tolerance
+        held_out = self._evaluation.held_out(generator) if passed else None
+        accepted = held_out is not None and held_out.high <= self._tolerance
+        if accepted:
+            reason = "within the tolerance on the search's and on held-out events"
+        else:
+            worst = max(comparison.families, key=comparison.families.__getitem__)
+            which = f"{comparison.high:.3g} (worst: {worst})" if held_out is None else f"{held_out.high:.3g} on held-out events"
+            reason = f"upper bound {which} is above the tolerance {self._tolerance:g}"
+        speed, spread = self._speed(plan, generator)
+        return Trial(
+            **base,
+            followed=True,
+            accepted=accepted,
+            reason=reason,
+            value=comparison.value,
+            low=comparison.low,
+            high=comparison.high,
+            families=comparison.families,
+            held_out=None if held_out is None else {"value": held_out.value, "low": held_out.low, "high": held_out.high},
+            speedup=speed,
+            speedup_spread=spread,
+            int8_share=share,
+            seconds=time.monotonic() - start,
+        )
+
+    def _speed(self, plan: Plan, generator: CompiledGenerator) -> tuple[float, float | None]:
+        if self._timing_seconds is None:
+            return estimated_speedup(plan, self._quantizer.layers), None
+        measured = self._evaluation.speedup(generator, self._timing_seconds)
+        return measured.value, measured.spread
+
+    def _probe(self, plan: Plan) -> float:
+        if self.budget.out_of_time:
+            raise OutOfBudget
+        start = time.monotonic()
+        generator = self._evaluation.compile(plan)
+        ran = generator.precision_report()
+        followed = all(ran.get(name) == form for name, form in plan.items())
+        value = self._evaluation.probe(generator).value if followed else math.inf
+        self._probes += 1
+        self._probe_seconds = time.monotonic() - start
+        self._tick()
+        return value
+
+    def _record(self, layer: str, form: str, value: float) -> None:
+        self._history.add_sensitivity(layer, form, value, self._probe_seconds)
+
+    def _tick(self) -> None:
+        if self._progress is not None:
+            probes = len(self._quantizer.layers) if self._probes else 0
+            done = self.budget.used + self._probes
+            self._progress(done, max(done, self.budget.trials + probes))
+
+    def finish(self, surrogate: Surrogate, output: Path, reference: Path | None) -> TuneResult:
+        """Choose the fastest plan that passed, confirm it against Monte Carlo events if there are any, and write it."""
+        monte_carlo: dict[str, Any] | None = None
+        best: Trial | None = None
+        slower = refused = 0
+        for trial in sorted((t for t in self.trials if t.accepted), key=lambda t: t.speedup or 0.0, reverse=True):
+            if (trial.speedup or 0.0) <= 1:
+                slower += 1
+                continue
+            if reference is not None:
+                generator = self._evaluation.compile(Plan.of(trial.plan))
+                monte_carlo = self._evaluation.against_monte_carlo(
+                    generator, reference, self._tolerance, self._criterion.confidence
+                )
+                if not monte_carlo["accepted"]:
+                    refused += 1
+                    continue
+            best = trial
+            break
+        plan = Plan.uniform(self._quantizer.layers, "fp32") if best is None else Plan.of(best.plan)
+        compiled = self._evaluation.compile(plan)
+        ran = compiled.precision_report()
+        floor = self._evaluation.floor()
+        held_out = Comparison(0, 0, 0, {}) if best is None else self._evaluation.held_out(compiled)
+        criterion = {
+            "name": self._criterion.name,
+            "description": self._criterion.description,
+            "reference": 0.0,
+            "value": held_out.value,
+            "low": held_out.low,
+            "high": held_out.high,
+            "tolerance": self._tolerance,
+            "confidence": self._criterion.confidence,
+            "floor": floor.value,
+            "families": held_out.families,
+        }
+        result = TuneResult(
+            accepted=best is not None,
+            trials=len(self.trials) + len(self.sensitivity),
+            full_evaluations=sum(trial.followed for trial in self.trials),
+            seconds=time.monotonic() - self.budget.start,
+            plan=dict(plan),
+            ran=ran,
+            int8_share=int8_share(ran, self._quantizer.layers),
+            speedup=1.0 if best is None or best.speedup is None else best.speedup,
+            criterion=criterion,
+            reason=_account(best, slower, refused, self.trials),
+            path=str(output),
+            interrupted=self.interrupted,
+            monte_carlo=monte_carlo,
+            history=tuple(self.trials),
+        )
+        self._write(surrogate, output, plan, result)
+        self._history.remove()
+        return result
+
+    def _write(self, surrogate: Surrogate, output: Path, plan: Plan, result: TuneResult) -> None:
+        planned = self._quantizer.apply(plan)
+        facts = {
+            "inference_precision": planned.inference_precision,
+            "machine": machine(),
+            "layers": [layer.__dict__ for layer in self._quantizer.layers],
+        }
+        kept = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
+        speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._timing_seconds is not None else None
+        surrogate.with_tuned(output, planned.xml, planned.weights, kept | facts, self._history.content(), speed=speed)
+
+
+def _account(best: Trial | None, slower: int, refused: int, trials: list[Trial]) -> str:
+    if best is not None:
+        return f"{best.description}: {best.reason}"
+    reasons = []
+    if slower:
+        reasons.append(f"{slower} passed but were not faster than fp32")
+    if refused:
+        reasons.append(f"{refused} passed but were worse against the Monte Carlo events")
+    failed = sum(not trial.accepted for trial in trials)
+    if failed:
+        closest = min(trials, key=lambda trial: trial.upper)
+        reasons.append(f"{failed} failed, the closest with an upper bound of {closest.upper:.3g} ({closest.description})")
+    return f"No plan below fp32 was found in {len(trials)} trials: {'; '.join(reasons) or 'none was finished'}."
+
+
+def _check(
+    formats: tuple[str, ...],
+    tolerance: float,
+    max_trials: int,
+    time_limit: float | None,
+    calibration_events: int,
+    evaluation_events: int,
+    objective: str,
+) -> tuple[str, ...]:
+    unknown = [form for form in formats if form not in FORMATS]
+    if unknown:
+        raise TuningError(f"Format {unknown[0]!r:.40} is unknown; choose among {', '.join(FORMATS)}.")
+    if not 0 < tolerance < 10:
+        raise TuningError(
+            f"The tolerance must be above zero, not {tolerance:g}; 0.03 means that nothing may move by more than 3 %."
+        )
+    if max_trials < 1 or (time_limit is not None and not time_limit > 0):
+        raise TuningError(
+            f"The budget must be at least one trial and above zero seconds, not {max_trials} trials and {time_limit} seconds."
+        )
+    if calibration_events < 16 or evaluation_events < 100:
+        raise TuningError(
+            f"At least 16 calibration events and 100 evaluation events are needed, "
+            f"not {calibration_events} and {evaluation_events}."
+        )
+    if objective not in ("time", "macs"):
+        raise TuningError(f"Objective {objective!r:.40} is unknown; choose time or macs.")
+    return tuple(form for form in FORMATS if form in formats or form == "fp32")
