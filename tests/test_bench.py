@@ -89,9 +89,13 @@ def test_mistakes_are_named(surrogate, tmp_path):
 
 
 def test_the_command_prints_a_table_or_json(surrogate, tmp_path):
+    """One of the two with the all-INT8 model, which takes a calibration."""
     events = simulated(tmp_path / "mc.h5", [5e3, 2e4], seconds_per_event=0.1)
     arguments = ["bench", str(surrogate.path), "--against", str(events), "--seconds", "0.1", "--batch", "4", "--streams", "1"]
+    arguments += ["--no-int8"]
     shown = CliRunner().invoke(main, arguments)
     assert shown.exit_code == 0 and "tuned over FP32" in shown.stdout and "core for core" in shown.stdout
-    found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
-    assert {run["precision"] for run in found["runs"]} == {"fp32", "bf16", "tuned"}
+    found = json.loads(CliRunner().invoke(main, [*arguments[:-1], "--json"]).stdout)
+    assert {run["precision"] for run in found["runs"]} == {"fp32", "bf16", "tuned", "int8"}
+    assert all("int8" in run["formats"] for run in found["runs"] if run["precision"] == "int8")
+    assert found["speedup"]["int8_over_fp32"] > 0

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from minicarlo.cli._common import format_number, format_with_error, json_option, print_json, progress_bar, table
+from minicarlo.cli._common import format_number, format_with_error, json_option, print_json, progress_bar, say, table
+from minicarlo.errors import TuningError
+
+if TYPE_CHECKING:
+    from minicarlo.precision import PlannedModel
+    from minicarlo.surrogate import Surrogate
 
 _SENTENCES = {
     "tuned_over_fp32": "tuned over FP32",
@@ -29,6 +34,7 @@ _SENTENCES = {
 @click.option("--energy", help="Energies to generate at, e.g. 10GeV. Default: those of --against.")
 @click.option("--streams", type=int, help="How many streams 'many' are. Default: the usable cores.")
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
+@click.option("--int8/--no-int8", default=True, show_default=True, help="Also measure the network with every layer in INT8.")
 @json_option
 def command(
     surrogate: str,
@@ -37,6 +43,7 @@ def command(
     energy: str | None,
     streams: int | None,
     batch: int | None,
+    int8: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast a surrogate is in every precision, as ratios from one interleaved run.
@@ -50,13 +57,30 @@ def command(
       minicarlo bench ./tuned --against geant4.h5 --seconds 60 --json
     """
     from minicarlo.generation import bench
+    from minicarlo.surrogate import Surrogate
 
+    loaded = Surrogate.load(surrogate)
+    everything = _all_int8(loaded) if int8 else None
     with progress_bar("Measuring", unit="rounds") as progress:
-        result = bench(surrogate, against, seconds=seconds, energy=energy, streams=streams, batch=batch, progress=progress)
+        result = bench(
+            loaded, against, seconds=seconds, energy=energy, streams=streams, batch=batch, int8=everything, progress=progress
+        )
     if as_json:
         print_json(result)
     else:
         click.echo(_text(result))
+
+
+def _all_int8(surrogate: Surrogate) -> PlannedModel | None:
+    """The fastest plan there is, whatever it does to accuracy: how far tuning could go. None when no layer can be quantised."""
+    from minicarlo.precision import Calibration, Plan, Quantizer
+
+    say("Quantising every layer, to measure how fast that would be.")
+    try:
+        quantizer = Quantizer(surrogate, Calibration.over_range(surrogate, 256, seed=0))
+    except TuningError:
+        return None
+    return quantizer.apply(Plan.uniform(quantizer.layers, "int8"))
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minicarlo.engines.base import CompiledGenerator, PrecisionReport, usable_cores
-from minicarlo.engines.openvino import compile_model, compile_surrogate, mac_layers, machine, read_model
+from minicarlo.engines.openvino import compile_model, compile_surrogate, mac_layers, machine, read_ir, read_model
 
 __all__ = [
     "CompiledGenerator",
@@ -12,6 +12,7 @@ __all__ = [
     "compile_surrogate",
     "mac_layers",
     "machine",
+    "read_ir",
     "read_model",
     "usable_cores",
 ]

@@ -43,8 +43,6 @@ def read_model(surrogate: Surrogate, precision: str = "fp32") -> tuple[openvino.
     Precisions: "fp32" (the reference), "bf16" (the reference, computed in bf16), "tuned". The model is read from the bytes that
     were verified, never from the disk again. Raises UnsupportedPrecision, InvalidSurrogate.
     """
-    import openvino
-
     if precision not in ("fp32", "bf16", "tuned"):
         raise UnsupportedPrecision(f"Precision {precision!r:.40} is unknown; choose fp32, bf16 or tuned.")
     try:
@@ -53,11 +51,17 @@ def read_model(surrogate: Surrogate, precision: str = "fp32") -> tuple[openvino.
                 raise UnsupportedPrecision(
                     f"Surrogate {surrogate.path} has no tuned model. Run `minicarlo tune` first, or choose fp32 or bf16."
                 )
-            weights = openvino.Tensor(np.frombuffer(surrogate.tuned.weights, np.uint8).copy())
-            return _core().read_model(surrogate.tuned.xml, weights), surrogate.tuned.plan.inference_precision
+            return read_ir(surrogate.tuned.xml, surrogate.tuned.weights), surrogate.tuned.plan.inference_precision
         return _core().read_model(surrogate.onnx), "f32" if precision == "fp32" else "bf16"
     except RuntimeError as error:
         raise _unusable(surrogate, "read", precision, error) from error
+
+
+def read_ir(xml: bytes, weights: bytes) -> openvino.Model:
+    """An OpenVINO model from its IR in memory."""
+    import openvino
+
+    return _core().read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8).copy()))
 
 
 def compile_surrogate(

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, machine, usable_cores
+from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, machine, read_ir, usable_cores
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnknownDetector
 from minicarlo.events import ENERGY, events_info, read_conditions
 from minicarlo.generation.conditions import resolve_energies
@@ -26,6 +26,17 @@ Array = NDArray[np.float32]
 _WINDOW = 0.25  # seconds, about
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 25
 _LATENCY_SHARE = 0.2  # of a window, for each precision
+
+
+class ReducedModel(Protocol):
+    """A model in reduced precision: OpenVINO IR, and the inference precision of the layers that it does not quantise."""
+
+    @property
+    def xml(self) -> bytes: ...
+    @property
+    def weights(self) -> bytes: ...
+    @property
+    def inference_precision(self) -> Literal["f32", "bf16"]: ...
 
 
 @dataclass
@@ -62,7 +73,7 @@ def bench(
     streams: int | None = None,
     batch: int | None = None,
     seed: int = 1,
-    int8: tuple[Any, str] | None = None,
+    int8: ReducedModel | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure showers per second and latency of every precision, on one stream and on many, in turns.
@@ -74,7 +85,7 @@ def bench(
         seconds: time for the measurement itself; compilation and, the first time, the search for the batch come on top.
         energy: energies to generate at, when not those of `against`.
         streams: how many "many" are (default: the usable cores); batch: events per inference (default: measured).
-        int8: an OpenVINO model with every layer in INT8 and the inference precision of the rest, to be measured as well.
+        int8: a model with every layer in INT8 to be measured as well, such as `minicarlo.precision.Quantizer` makes.
         progress: called with (rounds done, rounds).
 
     Returns the keys `machine`, `runs` [{engine, precision, streams, threads, batch, events_per_second, spread,
@@ -99,7 +110,8 @@ def bench(
 
         def compiled(batch: int, streams: int, threads: int = 1, precision: str = precision) -> CompiledGenerator:
             if precision == "int8" and int8 is not None:
-                return compile_model(int8[0], int8[1], batch=batch, streams=streams, threads=threads)  # type: ignore[arg-type]
+                model = read_ir(int8.xml, int8.weights)
+                return compile_model(model, int8.inference_precision, batch=batch, streams=streams, threads=threads)
             return compile_surrogate(surrogate, precision, batch=batch, streams=streams, threads=threads)
 
         size = batch or (default_settings() if precision == "int8" else choose_settings(surrogate, precision)).batch
