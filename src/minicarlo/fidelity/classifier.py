@@ -43,7 +43,7 @@ def classify(method: str, reference: Float, candidate: Float, *, groups: Float, 
     """
     features = np.concatenate([reference, candidate])
     labels = np.repeat([0, 1], [len(reference), len(candidate)])
-    part = _parts(groups, labels, seed)
+    part = _parts(groups, seed)
     train, stop, test = (np.flatnonzero(part == number) for number in range(3))
     scores = _METHODS[method](features[train], labels[train], features[stop], labels[stop], features[test], seed)
     return separation(scores[labels[test] == 0], scores[labels[test] == 1])
@@ -61,14 +61,14 @@ def separation(reference: Float, candidate: Float) -> Separation:
     return Separation(auc, error, float(norm.sf((auc - 0.5) / null)), reference, candidate)
 
 
-def _parts(groups: Float, labels: Labels, seed: int) -> Labels:
+def _parts(groups: Float, seed: int) -> Labels:
     """0 train, 1 stop, 2 test, by group where groups are small, by event where many events share one."""
     random = np.random.default_rng([seed, 11])
     values, index = np.unique(groups, return_inverse=True)
-    if len(values) < 0.2 * len(groups):
-        index = np.arange(len(groups))
-        values = index
-    return np.searchsorted(_SPLIT, random.permutation(len(values)) / len(values), side="right")[index]
+    number = len(values)
+    if number < 0.2 * len(groups):
+        number, index = len(groups), np.arange(len(groups))
+    return np.searchsorted(_SPLIT, random.permutation(number) / number, side="right")[index]
 
 
 def _trees(x: Float, y: Labels, x_stop: Float, y_stop: Labels, x_test: Float, seed: int) -> Float:

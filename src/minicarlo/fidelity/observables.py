@@ -149,7 +149,7 @@ class _Frame:
         grid = sparse.csr_matrix((energy.astype(np.float64), cell, starts), shape=(n * layers, cells))
         sums = (grid @ self.basis).reshape(n, layers, 5)
         event = row // layers
-        front = np.bincount(event * cells + cell, energy, minlength=n * cells).reshape(n, cells)
+        front = np.bincount(event * cells + cell, energy, minlength=n * cells).reshape(n, cells).astype(np.float64, copy=False)
         lateral = front @ self.lateral
         rings, sectors = lateral[:, 2:-SECTORS], lateral[:, -SECTORS:]
         layer_energy, visible = sums[:, :, 0], sums[:, :, 0].sum(axis=1)
@@ -225,7 +225,7 @@ class _Frame:
             flat = (index[event] * rows + first) * columns + second
             summed = np.bincount(flat, energy, minlength=len(numbers) * rows * columns).reshape(len(numbers), rows, columns)
             for number, image in zip(numbers, summed, strict=True):
-                images[int(number)][name] = image
+                images[int(number)][name] = image.astype(np.float64, copy=False)
         return images
 
 
@@ -239,10 +239,12 @@ def layer_depths(detector: Detector) -> NDArray[np.float64]:
     return (np.arange(detector.layers) + 0.5) * detector.cell_size_mm[0]
 
 
-def _divide(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+def _divide(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
     """first / second, zero where second is zero."""
-    first, second = np.broadcast_arrays(first, second)
-    return np.divide(first, second, out=np.zeros(first.shape), where=second > 0)
+    shape = np.broadcast_shapes(first.shape, second.shape)
+    quotient = np.zeros(shape, np.float64)
+    np.divide(first, second, out=quotient, where=second > 0)
+    return quotient
 
 
 def _moments(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:

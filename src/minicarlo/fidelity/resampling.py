@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ class Resamples:
     energy, so that a difference in energies is in every permutation alike. `bootstrap_reference` (B, n) and
     `bootstrap_candidate` (B, m): how often an event was drawn. `halves` (H, n): 1 and 2 for two random halves of the
     reference, 0 for one left over.
+    `matching` (n + m,): the weight of an event that plays the candidate, so that the energies match the reference's; `shared`
+    (n + m,): 1 where both sets have events in its stratum, otherwise 0.
     """
 
     permutations: Weights
@@ -29,9 +33,7 @@ class Resamples:
     bootstrap_candidate: Weights
     halves: Weights
     matching: Float
-    """Weight of each pooled event when it plays the candidate: the candidate's energies then match the reference's. (n + m,)"""
     shared: Float
-    """One where both sets have events in the stratum, zero elsewhere. (n + m,)"""
 
     @classmethod
     def draw(
@@ -65,7 +67,7 @@ class Resamples:
             row[order[0 : n // 2 * 2 : 2]] = 1
             row[order[1 : n // 2 * 2 : 2]] = 2
         boot = [_draws(drawing, bootstrap, part) for part in (reference_strata, candidate_strata)]
-        return cls(shuffled, *boot, split, matching, (matching > 0).astype(np.float64))
+        return cls(shuffled, boot[0], boot[1], split, matching, (matching > 0).astype(np.float64))
 
 
 @dataclass
@@ -142,7 +144,7 @@ def _draws(random: np.random.Generator, number: int, strata: NDArray[np.int64]) 
     return drawn
 
 
-def _scaled(features, weights: Float):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - dense or sparse
+def _scaled(features: Any, weights: Float) -> Any:  # noqa: ANN401
     if hasattr(features, "tocsr"):
         scaled = features.copy()
         scaled.data *= np.repeat(weights, np.diff(features.indptr)).astype(features.dtype)
@@ -150,20 +152,20 @@ def _scaled(features, weights: Float):  # type: ignore[no-untyped-def]  # noqa: 
     return features * weights[:, None].astype(features.dtype)
 
 
-def _total(features) -> Float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _total(features: Any) -> Float:  # noqa: ANN401
     return np.asarray(features.sum(axis=0, dtype=np.float64)).reshape(1, -1)
 
 
-def _transposed(features):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - dense or sparse
+def _transposed(features: Any) -> Any:  # noqa: ANN401 - dense or sparse
     return features.T.tocsr() if hasattr(features, "tocsr") else np.ascontiguousarray(features.T)
 
 
-def _sums(transposed, weights: Weights | NDArray[np.bool_]) -> Float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _sums(transposed: Any, weights: Weights | NDArray[np.bool_]) -> Float:  # noqa: ANN401
     dense = np.ascontiguousarray(weights.T, dtype=transposed.dtype)
     return np.ascontiguousarray((transposed @ dense).T, dtype=np.float64)
 
 
-def _blocks(*weights: Weights):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _blocks(*weights: Weights) -> Iterator[tuple[Weights, ...]]:
     for start in range(0, len(weights[0]), _BLOCK):
         yield tuple(rows[start : start + _BLOCK] for rows in weights)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,18 +194,18 @@ class _Comparison:
         found = {}
         for name, p_value in p_values.items():
             parts = {kind: self.found[name, kind] for key, kind in self.found if key == name}
-            layered = name.startswith("layer_") or name == "azimuth"
-            columns = len(joined[name][0]) // len(parts) - 1
+            fields: dict[str, Any] = {kind: _score(part, -1) for kind, part in parts.items()} | self._means(name)
+            if name.startswith("layer_") or name == "azimuth":
+                columns = len(joined[name][0]) // len(parts) - 1
+                fields["worst_layer"] = _worst(joined[name][0], columns)
+                fields["layers"] = [
+                    LayerScore(layer=k, **{kind: _score(part, k) for kind, part in parts.items()}) for k in range(columns)
+                ]
             found[name] = ObservableScore(
                 verdict=DIFFERS if p_value < OBSERVABLES_ALPHA else INDISTINGUISHABLE,
                 p_value=p_value,
                 unit=UNITS.get(name, ""),
-                **{kind: _score(part, -1) for kind, part in parts.items()},
-                **self._means(name),
-                worst_layer=_worst(joined[name][0], columns) if layered else None,
-                layers=[LayerScore(layer=k, **{kind: _score(part, k) for kind, part in parts.items()}) for k in range(columns)]
-                if layered
-                else None,
+                **fields,
             )
         order = [name for name in _DEVIATIONS if name in found] + [name for name in found if name not in _DEVIATIONS]
         return {name: found[name] for name in order}
@@ -321,13 +322,15 @@ def _counts(event: NDArray[np.int64], place: NDArray[np.int64], events: int, bin
     return np.bincount(event * bins + place, minlength=events * bins).reshape(events, bins).astype(np.float32)
 
 
-def _classifier_score(method: str, ours: Float, theirs: Float, energy: Float, other: Float, seed: int) -> ClassifierScore | None:
+def _classifier_score(
+    method: str, ours: Float, theirs: Float, energy: NDArray[np.float32], other: NDArray[np.float32], seed: int
+) -> ClassifierScore | None:
     if min(len(ours), len(theirs)) < classifier.FEWEST:
         return None
-    found = classify(method, ours, theirs, groups=np.concatenate([energy, other]), seed=seed)
+    found = classify(method, ours, theirs, groups=np.concatenate([energy, other]).astype(np.float64), seed=seed)
     order = np.random.default_rng([seed, 12]).permutation(len(ours))
     first, second = order[: len(ours) // 2], order[len(ours) // 2 :]
-    floor = classify(method, ours[first], ours[second], groups=energy[order], seed=seed)
+    floor = classify(method, ours[first], ours[second], groups=energy[order].astype(np.float64), seed=seed)
     edges = _score_edges(found)
     return ClassifierScore(
         auc=found.auc,
@@ -363,7 +366,7 @@ def _fpd_score(ours: Float, theirs: Float, seed: int) -> Score | None:
         a, b = (np.array_split(random.permutation(len(sample)), 2) for sample in (ours, theirs))
         floors.append(estimate(ours[a[0]], ours[a[1]])[0])
         halves += [estimate(ours[one], theirs[two])[0] for one, two in zip(a, b, strict=True)]
-    return Score(value=value, error=np.hypot(np.std(halves, ddof=1) / np.sqrt(2), error), floor=np.mean(floors))
+    return Score(value=value, error=np.hypot(np.std(halves, ddof=1) / np.sqrt(2), error), floor=float(np.mean(floors)))
 
 
 def _kpd_score(ours: Float, theirs: Float, seed: int) -> Score | None:
