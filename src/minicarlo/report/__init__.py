@@ -81,12 +81,12 @@ def report(
     energies = about["conditions"][ENERGY]
     what = surrogate.manifest.name if surrogate is not None else ", ".join(candidates)
     lead = (
-        f"{about['count']:,} showers of {name} at {energies['low'] / 1000:.3g} to {energies['high'] / 1000:.3g} GeV in "
+        f"{about['count']:,} {name} showers at {energies['low'] / 1000:.3g} to {energies['high'] / 1000:.3g} GeV in "
         f"{detector.name} ({detector.description}), compared with {_and(list(candidates))}."
     )
     html = render(
         cards,
-        title=f"{what} against {name}",
+        title=f"{'Surrogate ' * (surrogate is not None)}{what} against {name}",
         lead=lead,
         reference=name,
         tuning=tuning,

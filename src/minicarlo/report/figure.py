@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import matplotlib.ticker
@@ -17,7 +17,6 @@ import mplhep
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -26,6 +25,8 @@ Array = NDArray[np.float64]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.4)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 2)), "-")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+_LEFT, _RIGHT = 0.78, 0.1  # margins, inches
+
 REFERENCE_FILL = "#D5D8DC"
 REFERENCE_LINE = "#2B2F36"
 BAND = "#B4B9C1"
@@ -95,10 +96,10 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 @contextmanager
-def drawing(width: float, height: float) -> Iterator[Figure]:
+def drawing(width: float, height: float, layout: Literal["none", "constrained"] = "none") -> Iterator[Figure]:
     """A figure of so many inches in the report's style; no global state of matplotlib is touched."""
     with matplotlib.rc_context(STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
+        yield Figure(figsize=(width, height), layout=layout)
 
 
 def picture(figure: Figure, alt: str, table: Table) -> Picture:
@@ -113,13 +114,25 @@ def picture(figure: Figure, alt: str, table: Table) -> Picture:
     return Picture(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, alt, table)
 
 
+def panel(figure: Figure, left: float = _LEFT) -> Axes:
+    """The only panel, with fixed margins (inches): panels align on the page, and nothing is drawn twice to measure it."""
+    _margins(figure, left)
+    return figure.subplots()
+
+
 def with_ratio(figure: Figure) -> tuple[Axes, Axes]:
     """An upper panel and a ratio panel that share the horizontal axis."""
+    _margins(figure, _LEFT)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
-    engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
-        engine.set(hspace=0.02, h_pad=0.03)
+    inner = float(figure.get_size_inches()[0]) - _LEFT - _RIGHT
+    upper.yaxis.set_label_coords(-0.57 / inner, 1.0)
+    lower.yaxis.set_label_coords(-0.38 / inner, 0.5)
     return upper, lower
+
+
+def _margins(figure: Figure, left: float) -> None:
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left=left / width, right=1 - _RIGHT / width, bottom=0.5 / height, top=1 - 0.1 / height, hspace=0.08)
 
 
 def ratio_panel(axes: Axes, places: Sequence[Array], ratios: Sequence[Array], errors: Sequence[Array], label: str) -> None:

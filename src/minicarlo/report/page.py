@@ -209,7 +209,7 @@ def _sections(cards: Cards, reference: str) -> list[Section]:
     sections = [
         Section("Energy", energy_text, tuple(energy)),
         Section("Shape", shape_text, tuple(shape)),
-        Section("Longitudinal profile by incident energy", "", tuple(binned), "three"),
+        Section("Longitudinal profile by incident energy", "", tuple(binned) if len(binned) > 1 else (), "three"),
         Section(
             "Average showers",
             "Projections along the third axis; one logarithmic colour scale per row.",

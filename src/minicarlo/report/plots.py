@@ -24,6 +24,7 @@ from minicarlo.report.figure import (
     drawing,
     is_logarithmic,
     number,
+    panel,
     picture,
     plain,
     ratio_panel,
@@ -82,8 +83,9 @@ def histogram(
     """Distribution of one observable (label to histogram), normalised to one; below, ratios to the reference."""
     with drawing(*((5.2, 4.1) if wide else (3.7, 3.1))) as figure:
         upper, lower = with_ratio(figure)
+        histograms = {label: _merged(own) for label, own in histograms.items()}
         first = next(iter(histograms.values()))
-        edges, counts = _array(first["edges"]), _array(first["reference"])
+        edges, counts = first["edges"], first["reference"]
         fraction, spread = _fractions(counts)
         logarithmic = is_logarithmic(edges)
         _reference_steps(upper, edges, fraction, plain(reference))
@@ -93,9 +95,9 @@ def histogram(
         header: list[str] = ["from", "to", reference, "±"]
         columns = [edges[:-1], edges[1:], fraction, spread]
         for index, (label, own) in enumerate(histograms.items()):
-            values, poisson = _fractions(_array(own["candidate"]))
-            denominator, _ = _fractions(_array(own["reference"]))
-            own_edges = _array(own["edges"])
+            values, poisson = _fractions(own["candidate"])
+            denominator, _ = _fractions(own["reference"])
+            own_edges = own["edges"]
             upper.stairs(values, own_edges, color=PALETTE[index], linestyle=DASHES[index], linewidth=1.5, label=plain(label))
             if own_edges.shape == edges.shape and np.allclose(own_edges, edges):
                 ratios.append(divide(values, denominator))
@@ -171,7 +173,7 @@ def shower_images(name: str, cards: Cards, reference: str, *, x_label: str, y_la
     panels |= {label: np.asarray(card["images"][name]["candidate"], dtype=np.float64) for label, card in cards.items()}
     top = max(float(image.max()) for image in panels.values())
     norm = LogNorm(vmin=max(top * 1e-5, 1e-12), vmax=max(top, 1e-7), clip=True)
-    with drawing(2.75 * len(panels) + 0.8, 2.9) as figure:
+    with drawing(2.75 * len(panels) + 0.8, 2.9, "constrained") as figure:
         row = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
         for axes, (label, image) in zip(row, panels.items(), strict=True):
             drawn = axes.imshow(image, origin="lower", norm=norm, cmap="viridis", aspect="auto", interpolation="nearest")
@@ -191,7 +193,7 @@ def shower_images(name: str, cards: Cards, reference: str, *, x_label: str, y_la
 def tuning_history(trials: Sequence[Mapping[str, Any]], tolerance: float | None, criterion: str) -> Picture:
     """Loss of accuracy against speed, one point a trial; accepted trials are filled, the last accepted one is ringed."""
     with drawing(5.2, 3.6) as figure:
-        axes = figure.subplots()
+        axes = panel(figure)
         rows = []
         for trial in trials:
             speedup, value = trial.get("speedup"), trial.get("value")
@@ -253,7 +255,7 @@ def throughput(runs: Sequence[Mapping[str, Any]], simulator_rate: float | None) 
     if simulator_rate is not None:
         bars.append(("Geant4, 1 core", simulator_rate, 0.0, REFERENCE_LINE))
     with drawing(5.2, 0.32 * len(bars) + 1.0) as figure:
-        axes = figure.subplots()
+        axes = panel(figure, left=1.3)
         places = np.arange(len(bars))[::-1]
         rates = [rate for _, rate, _, _ in bars]
         axes.barh(
@@ -299,6 +301,15 @@ def _ratio_points(axes: Axes, edges: Array, ratio: Array, error: Array, index: i
     x = low * (high / low) ** place if is_logarithmic(edges) else low + place * (high - low)
     axes.errorbar(x, ratio, yerr=error, fmt=MARKERS[index], color=PALETTE[index], markersize=3, linewidth=0.9)
     return x
+
+
+def _merged(histogram: Mapping[str, Any]) -> dict[str, Array]:
+    """The histogram with neighbouring bins merged until there are about as many as the root of its entries: the eye sees its shape."""
+    edges, counts = _array(histogram["edges"]), _array(histogram["reference"])
+    wanted = float(np.clip(np.sqrt(counts.sum()), 20, 100))
+    starts = np.arange(0, len(counts), max(1, round(len(counts) / wanted)))
+    merged = {name: np.add.reduceat(_array(histogram[name]), starts) for name in ("reference", "candidate")}
+    return {"edges": np.append(edges[starts], edges[-1]), **merged}
 
 
 def _fractions(counts: Array) -> tuple[Array, Array]:
