@@ -316,7 +316,7 @@ def test_report_of_event_sets(tmp_path: Path) -> None:
     make_small_surrogate(tmp_path / "surrogate")
     output = report(events(), {"FP32": events(seed=1)}, tmp_path / "report.html", surrogate=tmp_path / "surrogate", bench=BENCH)
     html = output.read_text()
-    assert "against Geant4" in html and "120 showers" in html and "1.00" in html
+    assert "against Geant4" in html and "120 Geant4 showers" in html and "1.00" in html
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("report")] == ["report.html"]
 
 

@@ -96,7 +96,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 @contextmanager
-def drawing(width: float, height: float, layout: Literal["none", "constrained"] = "none") -> Iterator[Figure]:
+def drawing(width: float, height: float, layout: Literal["constrained"] | None = None) -> Iterator[Figure]:
     """A figure of so many inches in the report's style; no global state of matplotlib is touched."""
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(width, height), layout=layout)

@@ -16,7 +16,7 @@ OBSERVABLES: dict[str, tuple[str, str]] = {
     "shower_maximum": ("Shower maximum", "layer of the largest energy"),
     "lateral_mean": ("Mean radius", "mean distance from the axis"),
     "lateral_width": ("Lateral width", "rms distance from the axis"),
-    "radius_90": ("90 % containment", "radius that holds 90 % of the energy"),
+    "radius_90": ("90 % containment", "radius of 90 % containment"),
     "front_fraction": ("Front half", "energy share of the front half"),
     "azimuth": ("Azimuthal flatness", "energy share of a sector"),
     "layer_energy": ("Layer energies", "energy in the layer"),

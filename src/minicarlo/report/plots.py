@@ -112,7 +112,7 @@ def histogram(
             upper.set_ylim(positive.min() / 3, positive.max() * 6)
             upper.yaxis.set_minor_formatter(NullFormatter())
         else:
-            upper.set_ylim(0, 1.3 * max(positive.max(initial=0.0), 1e-12))
+            upper.set_ylim(0, 1.45 * max(positive.max(initial=0.0), 1e-12))
         upper.set_xlim(edges[0], edges[-1])
         upper.set_ylabel(plain(y_label, 40))
         upper.legend(loc="best")
@@ -304,7 +304,7 @@ def _ratio_points(axes: Axes, edges: Array, ratio: Array, error: Array, index: i
 
 
 def _merged(histogram: Mapping[str, Any]) -> dict[str, Array]:
-    """The histogram with neighbouring bins merged until there are about as many as the root of its entries: the eye sees its shape."""
+    """The histogram with neighbouring bins merged: about as many as the root of the number of entries."""
     edges, counts = _array(histogram["edges"]), _array(histogram["reference"])
     wanted = float(np.clip(np.sqrt(counts.sum()), 20, 100))
     starts = np.arange(0, len(counts), max(1, round(len(counts) / wanted)))
