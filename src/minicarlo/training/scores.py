@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minicarlo.generators.shower2d import to_root
 
-__all__ = ["ShowerFeatures", "Whitening", "energy_score", "layer_energy_features", "ranked_probability_score"]
+__all__ = ["ShowerFeatures", "Standardisation", "Whitening", "energy_score", "layer_energy_features", "ranked_probability_score"]
 
 THRESHOLD_WIDTH = 0.03  # of the smoothed hit count, in the root scale of `to_root`
 
@@ -33,51 +33,56 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.sqrt((a - b).square().sum(-1) + 1e-8)
 
 
-def layer_energy_features(root: Tensor, directions: Tensor) -> Tensor:
-    """What the layer-energy network is scored on.
+def layer_energy_features(root: Tensor) -> Tensor:
+    """What physicists look at in layer energies.
 
     Arguments:
         root: (N, 25) square roots of the layer energies in units of a thousandth of the incident energy.
-        directions: (25, K) unit vectors.
 
     Returns:
-        (N, 25 + 25 + 2 + K): roots, roots of the running sums, total, centre of energy in layers, random projections.
+        (N, 52): total, centre of energy in layers, roots, roots of the running sums.
     """
     energy = root.square()
     running = energy.cumsum(1)
     total = running[:, -1:]
-    layer = torch.arange(energy.shape[1], dtype=energy.dtype)
+    layer = torch.arange(energy.shape[1], dtype=energy.dtype, device=energy.device)
     centre = (energy * layer).sum(1, keepdim=True) / (total + 1)
-    return torch.cat([root, torch.sqrt(running + 1e-3), total / 3, centre / 2, root @ directions], dim=1)
+    return torch.cat([total, centre, root, torch.sqrt(running + 1e-3)], dim=1)
+
+
+class Standardisation:
+    """Quantities with the mean and the spread that they have at an incident energy taken out, so that all energies count alike.
+
+    Arguments:
+        values: (N, K) of the Monte Carlo.
+        features: (N, F) functions of the incident energy, of which mean and logarithm of the spread are linear functions.
+    """
+
+    def __init__(self, values: Tensor, features: Tensor) -> None:
+        columns = with_constant(features)
+        self.mean = torch.linalg.lstsq(columns, values).solution
+        residual = (values - columns @ self.mean).abs()
+        self.log_spread = torch.linalg.lstsq(columns, torch.log(residual + 1e-3)).solution
+
+    def __call__(self, values: Tensor, features: Tensor) -> Tensor:
+        columns = with_constant(features)
+        result: Tensor = (values - columns @ self.mean.to(values)) / torch.exp(columns @ self.log_spread.to(values))
+        return result
 
 
 class Whitening:
-    """Layer energies as 25 numbers of unit variance without correlation, as far as a fit in the incident energy can make them.
+    """Layer energies as 25 standardised numbers without correlation.
 
     Without it the scores see the few directions in which all layers move together, and miss the correlations of the others.
-
-    Arguments:
-        root: (N, 25) square roots of Monte Carlo layer energies in units of a thousandth of the incident energy.
-        features: (N, F) functions of the incident energy.
     """
 
     def __init__(self, root: Tensor, features: Tensor) -> None:
-        columns = with_constant(features)
-        self.mean = torch.linalg.lstsq(columns, root).solution
-        residual = root - columns @ self.mean
-        self.log_spread = torch.linalg.lstsq(columns, torch.log(residual.abs().mean(1, keepdim=True) + 1e-3)).solution
-        scaled = residual / torch.exp(columns @ self.log_spread)
-        values, vectors = torch.linalg.eigh(torch.cov(scaled.T))
+        self.standardisation = Standardisation(root, features)
+        values, vectors = torch.linalg.eigh(torch.cov(self.standardisation(root, features).T))
         self.matrix = vectors / torch.sqrt(values)
 
-    def to(self, device: torch.device) -> Whitening:
-        self.mean, self.log_spread, self.matrix = (t.to(device) for t in (self.mean, self.log_spread, self.matrix))
-        return self
-
     def __call__(self, root: Tensor, features: Tensor) -> Tensor:
-        columns = with_constant(features)
-        scaled: Tensor = (root - columns @ self.mean) / torch.exp(columns @ self.log_spread)
-        return scaled @ self.matrix
+        return self.standardisation(root, features) @ self.matrix.to(root)
 
 
 def with_constant(features: Tensor) -> Tensor:

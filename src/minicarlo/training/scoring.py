@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from minicarlo.generators.shower2d import LATENT_ENERGIES, LATENT_NOISE, LATENT_SHAPE, MEV_PER_VISIBLE_UNIT, Shower2D
 from minicarlo.training.config import Training
-from minicarlo.training.scores import ShowerFeatures, Whitening, energy_score, layer_energy_features, ranked_probability_score
+from minicarlo.training.scores import (
+    ShowerFeatures,
+    Standardisation,
+    Whitening,
+    energy_score,
+    layer_energy_features,
+    ranked_probability_score,
+)
 from minicarlo.training.showers import Showers
 
 __all__ = ["ScoringRecipe"]
@@ -27,9 +34,11 @@ GROUP_WEIGHTS = {
     "ring shares": 0.5,
     "frames": 0.5,
     "hits in frames": 0.5,
-    "white": 1.0,
+    "total": 2.0,
+    "features": 1.0,
     "white vector": 1.0,
-    "white projections": 1.0,
+    "white projections": 0.5,
+    "white": 0.5,
 }
 
 
@@ -54,7 +63,9 @@ class ScoringRecipe:
         }
         with torch.no_grad():
             root = torch.sqrt(showers.layer_energies * (MEV_PER_VISIBLE_UNIT / showers.incident_energy))
-            self.whitening = Whitening(root, generator.features(showers.incident_energy)).to(device)
+            condition = generator.features(showers.incident_energy)
+            self.standardisation = Standardisation(layer_energy_features(root), condition)
+            self.whitening = Whitening(root, condition)
         self.running: dict[str, float] = {}
         self.compare, self.make_cells = compare, self.generator.cells
         if settings.compile:
@@ -98,13 +109,12 @@ class ScoringRecipe:
             latent = torch.randn(self.settings.energy_batch, LATENT_ENERGIES, device=self.device)
             layer_energies = self.generator.layer_energies(latent, incident)
             pairs.append(torch.sqrt(layer_energies * (MEV_PER_VISIBLE_UNIT / incident) + 1e-12))
-        features = [layer_energy_features(root, directions) for root in (*pairs, truth)]
         condition = self.generator.features(incident)
+        features = [self.standardisation(layer_energy_features(root), condition) for root in (*pairs, truth)]
         white = [self.whitening(root, condition) for root in (*pairs, truth)]
         return {
+            "total": ranked_probability_score(*(f[:, :1] for f in features)),
             "features": ranked_probability_score(*features),
-            "total": ranked_probability_score(*(f[:, 50:51] for f in features)),
-            "vector": energy_score(pairs[0], pairs[1], truth),
             "white vector": energy_score(*white),
             "white projections": ranked_probability_score(*(w @ directions for w in white)),
             "white": ranked_probability_score(*white),
