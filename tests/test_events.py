@@ -109,8 +109,8 @@ def test_info_of_a_folder_adds_its_shards_up(folder: Path) -> None:
         "low": float(energy.min()),
         "high": float(energy.max()),
     }
-    assert info["attributes"]["seconds"] == pytest.approx(4.5)
-    assert info["attributes"]["seconds_per_event"] == pytest.approx(0.45)
+    assert info["attributes"]["seconds"] == pytest.approx(1.5)
+    assert info["attributes"]["seconds_per_event"] == pytest.approx(0.15)
 
 
 def test_a_folder_without_shards_or_with_a_gap_or_a_link_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -329,3 +329,13 @@ def test_the_geant4_reference_is_read(name: str, count: int) -> None:
     events = read_events(path, start=count - 100)
     visible = events.samples.sum() / events.incident_energy.sum()
     assert visible == pytest.approx(0.028, abs=0.001)  # 2.7-2.9 % of the energy is seen in silicon
+
+
+def test_a_part_of_the_events_took_its_share_of_the_time(tmp_path: Path) -> None:
+    events = make_events(8)
+    events.attributes["seconds"] = 4.0
+    write_events(tmp_path / "events.h5", events)
+    assert events[:2].attributes["seconds"] == 1.0
+    assert events[np.arange(8) % 2 == 0].attributes["seconds"] == 2.0
+    assert read_events(tmp_path / "events.h5", stop=2).attributes["seconds"] == 1.0
+    assert read_events(tmp_path / "events.h5").attributes["seconds"] == 4.0

@@ -69,7 +69,8 @@ class EventSet:
         """The events of a slice, an index array or a mask."""
         picked: Any = rows if isinstance(rows, slice) else np.atleast_1d(np.asarray(rows))
         conditions = {name: values[picked] for name, values in self.conditions.items()}
-        return EventSet(conditions, self.samples[picked], self.detector, dict(self.attributes))
+        samples = self.samples[picked]
+        return EventSet(conditions, samples, self.detector, _share(self.attributes, len(samples), len(self)))
 
     @property
     def incident_energy(self) -> NDArray[np.float32]:
@@ -366,7 +367,7 @@ def _read_file(path: Path, start: int, stop: int | None) -> EventSet:
             showers.read_direct(flat, np.s_[rows], np.s_[target])
             _check_values(flat[target], f"Event set {path}", SHOWERS, first=begin)
     conditions = {name: values[start:stop] for name, values in header.conditions.items()}
-    return EventSet(conditions, samples, header.detector, header.attributes)
+    return EventSet(conditions, samples, header.detector, _share(header.attributes, len(samples), header.count))
 
 
 def _check_values(values: NDArray[np.float32], where: str, dataset: str, *, first: int = 0) -> None:
@@ -391,6 +392,13 @@ def _check_values(values: NDArray[np.float32], where: str, dataset: str, *, firs
 
 def _dataset_of(condition: str) -> str:
     return ENERGIES if condition == ENERGY else condition
+
+
+def _share(attributes: dict[str, Any], part: int, whole: int) -> dict[str, Any]:
+    """Attributes of a part of the events: its share of the time they all took, the rest as it is."""
+    if part == whole or not isinstance(attributes.get("seconds"), int | float):
+        return dict(attributes)
+    return {**attributes, "seconds": attributes["seconds"] * part / whole}
 
 
 def _join_attributes(every: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
