@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import onnx
 import onnx.reference
 import pytest
 
-from minicarlo.engines import compile_model, compile_surrogate, mac_layers, machine, read_model, usable_cores
+from minicarlo.engines import compile_model, compile_surrogate, has_bf16, mac_layers, read_model, usable_cores
 from minicarlo.errors import UnsupportedPrecision
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
@@ -44,7 +46,7 @@ def test_fp32_is_fp32_by_the_runtimes_own_report(surrogate):
 
 
 def test_the_processors_default_would_not_have_been_fp32_here(surrogate):
-    if "BF16" not in machine()["capabilities"]:
+    if not has_bf16():
         pytest.skip("this processor has no bf16")
     compiled = compile_surrogate(surrogate, "bf16", batch=4)
     assert "bf16" in compiled.precision_report().values()
@@ -127,7 +129,13 @@ def test_precisions_that_are_not_there_are_refused(surrogate):
         compile_surrogate(surrogate, "fp4")
 
 
-def test_cores_come_from_the_affinity_mask():
-    import os
+def test_a_processor_without_bf16_says_so_and_runs_the_rest_in_fp32(surrogate, monkeypatch):
+    monkeypatch.setattr("minicarlo.engines.openvino.has_bf16", lambda: False)
+    reduced = compile_model(read_model(surrogate)[0], "bf16", batch=2)
+    assert set(reduced.precision_report().values()) == {"fp32"}
+    with pytest.raises(UnsupportedPrecision, match="does not compute in bf16"):
+        compile_surrogate(surrogate, "bf16", batch=2)
 
+
+def test_cores_come_from_the_affinity_mask():
     assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))

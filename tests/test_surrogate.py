@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 from click.testing import CliRunner
 
 from minicarlo import surrogate as module
 from minicarlo.cli import main
+from minicarlo.engines import read_model
 from minicarlo.errors import InvalidCondition, InvalidSurrogate, OutputError
 from minicarlo.events import EventSet, write_events
 from minicarlo.surrogate import Surrogate, info, save_surrogate
@@ -126,6 +128,33 @@ def test_nothing_is_overwritten_unless_asked_and_nothing_half_written_is_left(or
     with pytest.raises(InvalidSurrogate):
         save(tmp_path / "new", onnx=b"rubbish")
     assert [path.name for path in tmp_path.iterdir()] == ["occupied"]
+
+
+def test_a_tuned_surrogate_keeps_its_reference_and_adds_its_model(tmp_path):
+    small = save(tmp_path / "small", readme="# small")
+    openvino.save_model(read_model(small)[0], tmp_path / "m.xml", compress_to_fp16=False)
+    plan = {
+        "plan": {"shape.conv1": "fp32"},
+        "ran": {"shape.conv1": "fp32"},
+        "inference_precision": "f32",
+        "int8_share": 0.0,
+        "trial": 3,
+    }
+    tuned = small.with_tuned(tmp_path / "tuned", tmp_path / "m.xml", tmp_path / "m.bin", plan, b"{}\n", speed={"ratio": 3.0})
+    assert tuned.onnx == small.onnx and tuned.hash != small.hash and tuned.precisions == ("fp32", "bf16", "tuned")
+    assert tuned.tuned.plan.model_dump() == plan and tuned.manifest.speed == {"ratio": 3.0}
+    assert sorted(tuned.manifest.files) == [
+        "README.md",
+        "fp32.onnx",
+        "tuned/history.jsonl",
+        "tuned/model.bin",
+        "tuned/model.xml",
+        "tuned/plan.json",
+    ]
+    assert tuned.with_tuned(tmp_path / "again", tuned.tuned.xml, tuned.tuned.weights, plan).hash == tuned.hash
+    assert sorted(path.name for path in small.path.iterdir()) == ["README.md", "fp32.onnx", "surrogate.json"]
+    shown = CliRunner().invoke(main, ["info", str(tuned.path)])
+    assert shown.exit_code == 0 and "shape.conv1" in shown.stdout
 
 
 @pytest.mark.parametrize("energy", [LOW_MEV, HIGH_MEV, np.float32(HIGH_MEV), 5e3, [LOW_MEV, HIGH_MEV]])

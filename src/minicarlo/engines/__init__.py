@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from minicarlo.engines.base import CompiledGenerator, PrecisionReport, usable_cores
-from minicarlo.engines.openvino import compile_model, compile_surrogate, mac_layers, machine, read_ir, read_model
+from minicarlo.engines.openvino import compile_model, compile_surrogate, has_bf16, mac_layers, machine, read_ir, read_model
 
 __all__ = [
     "CompiledGenerator",
     "PrecisionReport",
     "compile_model",
     "compile_surrogate",
+    "has_bf16",
     "mac_layers",
     "machine",
     "read_ir",

@@ -73,6 +73,8 @@ def compile_surrogate(
     from the runtime's own report. Raises UnsupportedPrecision, InvalidSurrogate.
     """
     model, inference_precision = read_model(surrogate, precision)
+    if precision == "bf16" and not has_bf16():
+        raise UnsupportedPrecision(f"This processor ({machine()['processor']}) does not compute in bf16. Choose fp32 or tuned.")
     try:
         compiled = compile_model(model, inference_precision, batch=batch, streams=streams, threads=threads)
     except RuntimeError as error:
@@ -84,11 +86,6 @@ def compile_surrogate(
         )
     if precision == "fp32":
         compiled.assert_precision("fp32")
-    if precision == "bf16" and "bf16" not in compiled.precision_report().values():
-        raise UnsupportedPrecision(
-            f"This processor ({machine()['processor']}) does not compute in bf16: no layer of surrogate {surrogate.path} runs "
-            "in it. Choose fp32 or tuned."
-        )
     return compiled
 
 
@@ -138,7 +135,8 @@ class OpenVinoGenerator(CompiledGenerator):
         _check_sizes(model, {name: _shape(port, 1) for name, port in inputs.items()})
         model.reshape({port: _shape(port, batch) for port in inputs.values()})
         properties = {
-            "INFERENCE_PRECISION_HINT": inference_precision,  # the default is bf16 where there is hardware for it
+            # The default is bf16 where there is hardware for it; where there is none, bf16 would be emulated.
+            "INFERENCE_PRECISION_HINT": inference_precision if has_bf16() else "f32",
             "EXECUTION_MODE_HINT": "PERFORMANCE",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams * threads,
@@ -228,6 +226,12 @@ class OpenVinoGenerator(CompiledGenerator):
             info = op.get_rt_info()
             rows.append({"name": op.get_friendly_name()} | {k: info[v].astype(str) if v in info else "" for k, v in keys.items()})
         return rows
+
+
+@cache
+def has_bf16() -> bool:
+    """Whether the processor computes in bf16."""
+    return "BF16" in map(str, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def machine() -> dict[str, Any]:

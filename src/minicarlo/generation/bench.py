@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, machine, read_ir, usable_cores
+from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, has_bf16, machine, read_ir, usable_cores
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnknownDetector
 from minicarlo.events import ENERGY, events_info, read_conditions
 from minicarlo.generation.conditions import resolve_energies
@@ -106,7 +106,8 @@ def bench(
 
     many = streams or usable_cores()
     subjects, singles = [], {}
-    for precision in (*surrogate.precisions, *(["int8"] if int8 else [])):
+    available = [precision for precision in surrogate.precisions if precision != "bf16" or has_bf16()]
+    for precision in (*available, *(["int8"] if int8 else [])):
 
         def compiled(batch: int, streams: int, threads: int = 1, precision: str = precision) -> CompiledGenerator:
             if precision == "int8" and int8 is not None:
