@@ -311,7 +311,7 @@ def test_the_rows_of_a_summary_agree_with_plain_loops(showers):
         for layer in (0, 24):
             assert rows["z"][event, layer] == pytest.approx(samples[event, layer].sum() / energy[event], rel=1e-5)
         weights = samples[event].sum((1, 2), dtype=np.float64)
-        assert rows["moments"][event, 0] == pytest.approx(sum((z + 0.5) * w for z, w in enumerate(weights)) / weights.sum())
+        assert rows["moments"][event, 0] == pytest.approx(sum(z * w for z, w in enumerate(weights)) / weights.sum())
         ring3 = sum(samples[event, :, x, y].sum() for x in range(25) for y in range(25) if round(math.hypot(x - 12, y - 12)) == 3)
         assert rows["rings"][event, 3] == pytest.approx(ring3 / energy[event], rel=1e-4)
 

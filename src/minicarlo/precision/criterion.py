@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.errors import TuningError
+from minicarlo.fidelity.cern import profile_moments
 
 Array = NDArray[np.float64]
 
@@ -64,10 +65,6 @@ def summarise(samples: NDArray[np.float32], incident_energy: NDArray[np.floating
     profiles = {"z": layers, "x": image.sum(2), "y": image.sum(1)}
     total = layers.sum(1, keepdims=True)
     safe = np.maximum(total, 1e-12)
-    moments = []
-    for profile in profiles.values():
-        cell = np.arange(profile.shape[1]) + 0.5
-        moments += [profile @ cell / safe[:, 0], profile @ cell**2 / safe[:, 0]]
     centre = [profiles[axis] @ position / safe[:, 0] for axis, position in (("x", x), ("y", y))]
     spread = (image * (x[:, None] ** 2 + y[None, :] ** 2)).sum((1, 2)) / safe[:, 0] - centre[0] ** 2 - centre[1] ** 2
     response = total * scale
@@ -77,7 +74,7 @@ def summarise(samples: NDArray[np.float32], incident_energy: NDArray[np.floating
         "x": profiles["x"] * scale,
         "y": profiles["y"] * scale,
         "rings": rings * scale,
-        "moments": np.stack(moments, 1),
+        "moments": np.concatenate([profile_moments(profile) for profile in profiles.values()], 1),
         "width": np.sqrt(np.maximum(spread, 0))[:, None],
         "occupancy": np.count_nonzero(samples > threshold_mev, axis=(1, 2, 3))[:, None].astype(np.float64),
         "spectrum": _spectrum(samples.reshape(count, -1)),
@@ -120,9 +117,8 @@ class ProfileCriterion:
     """CERN's figure for its calorimeter GANs, with an uncertainty: relative error of the moments plus that of the profiles.
 
     Mean relative change of the first and second moments of the energy along x, y and z, plus mean relative change of the
-    mean profiles along the three axes, averaged over bins of incident energy (`metric` of the 3Dgan validation scripts;
-    Vallecorsa et al., EPJ Web Conf. 214 (2019) 02010). Unlike there, profile cells are weighted by their energy, and
-    nothing is counted twice.
+    mean profiles along the three axes, averaged over bins of incident energy (definition and references:
+    `minicarlo.fidelity.cern`). Unlike there, profile cells are weighted by their energy: empty edges do not rule the figure.
     """
 
     threshold_mev: float = 0.0

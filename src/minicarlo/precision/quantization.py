@@ -184,7 +184,46 @@ def _fold(model: openvino.Model) -> None:
                 for target in op.output(0).get_target_inputs():
                     target.replace_source_output(source)
                 break
+    _spell_out(model)
     model.validate_nodes_and_infer_types()
+
+
+def _spell_out(model: openvino.Model) -> None:
+    """Do what the runtime would do to arithmetic with constants, because it drops `precise` when it does.
+
+    Differences and quotients become sums and products, and products of products one product.
+    """
+    from openvino import opset13
+
+    for op in model.get_ordered_ops():
+        kind = op.get_type_name()
+        if kind not in ("Subtract", "Divide") or op.get_output_element_type(0).to_string() != "f32":
+            continue
+        constant = op.input_value(1).get_node()
+        if constant.get_type_name() != "Constant":
+            continue
+        value = np.array(constant.get_data(), np.float32)
+        other = opset13.constant(-value if kind == "Subtract" else np.float32(1) / value)
+        new = (opset13.add if kind == "Subtract" else opset13.multiply)(op.input_value(0), other)
+        new.set_friendly_name(op.get_friendly_name())
+        for target in list(op.output(0).get_target_inputs()):
+            target.replace_source_output(new.output(0))
+    for op in model.get_ordered_ops():
+        first = op.input_value(0).get_node() if op.get_input_size() == 2 else op
+        if not (_scales(op) and _scales(first)) or len(first.output(0).get_target_inputs()) != 1:
+            continue
+        factors = [np.array(each.input_value(1).get_node().get_data(), np.float32) for each in (first, op)]
+        op.input(0).replace_source_output(first.input_value(0))
+        op.input(1).replace_source_output(opset13.constant(factors[0] * factors[1]).output(0))
+
+
+def _scales(op: Any) -> bool:  # noqa: ANN401
+    """Whether `op` multiplies something by a float32 constant."""
+    return bool(
+        op.get_type_name() == "Multiply"
+        and op.input_value(1).get_node().get_type_name() == "Constant"
+        and op.get_output_element_type(0).to_string() == "f32"
+    )
 
 
 def _untouchable(model: openvino.Model, names: Mapping[str, str]) -> list[str]:
