@@ -250,8 +250,8 @@ def test_summary_states_verdict_speed_plan_and_cost() -> None:
         "240 times the simulator",
         "62 % INT8",
         "The runtime followed the plan",
-        "0.00400",
-        "tolerance 0.0100",
+        "0.40 %",
+        "tolerance 1.0 %",
     ):
         assert words in text, words
 

@@ -14,7 +14,7 @@ from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.fidelity import Scorecard, validate
 from minicarlo.files import atomic_path, check_writable
 from minicarlo.report.inputs import history_of, read_bench, read_json, tuning_of
-from minicarlo.report.page import render
+from minicarlo.report.page import number_of_gev, render
 from minicarlo.surrogate import Surrogate
 
 __all__ = ["report"]
@@ -80,9 +80,10 @@ def report(
     name = _reference_name(about["attributes"])
     energies = about["conditions"][ENERGY]
     what = surrogate.manifest.name if surrogate is not None else ", ".join(candidates)
+    sizes = [f"{card['candidate']['events']:,} of {label}" for label, card in cards.items()]
     lead = (
-        f"{about['count']:,} {name} showers at {energies['low'] / 1000:.3g} to {energies['high'] / 1000:.3g} GeV in "
-        f"{detector.name} ({detector.description}), compared with {_and(list(candidates))}."
+        f"{about['count']:,} {name} showers at {number_of_gev(energies['low'])} to {number_of_gev(energies['high'])} GeV in "
+        f"{detector.name} ({detector.description}), compared with {_and(sizes)}."
     )
     html = render(
         cards,

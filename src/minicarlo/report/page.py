@@ -223,8 +223,9 @@ def _sections(cards: Cards, reference: str) -> list[Section]:
 
 
 def number_of_gev(energy_mev: float) -> str:
-    """3162.3 as `3.2`, 100000.0 as `100`."""
-    return f"{energy_mev / 1000:.2g}" if energy_mev < 1e5 else f"{energy_mev / 1000:.3g}"
+    """Two digits are enough to name an interval: 3162.3 as `3.2`, 99800.0 as `100`."""
+    gev = energy_mev / 1000
+    return f"{gev:.2g}" if gev < 99.5 else f"{gev:.0f}"
 
 
 def _images(cards: Cards, reference: str) -> list[Plot]:

@@ -126,10 +126,14 @@ def criterion_tile(tuning: Mapping[str, Any]) -> Tile | None:
     if value is None:
         return None
     accepted = bool(tuning.get("accepted"))
-    lines = [f"criterion {criterion.get('name', '')}: tuned against FP32, same latents"]
+    lines = [f"criterion {criterion.get('name', '')}: relative change, tuned against FP32 on the same latents"]
     if criterion.get("low") is not None and criterion.get("high") is not None:
-        lines.append(f"interval {number(criterion['low'])} to {number(criterion['high'])}, tolerance {number(tolerance)}")
-    return Tile("Cost of lower precision", number(float(value)), tuple(lines), "good" if accepted else "bad")
+        lines.append(f"interval {_percent(criterion['low'])} to {_percent(criterion['high'])}, tolerance {_percent(tolerance)}")
+    return Tile("Cost of lower precision", _percent(value), tuple(lines), "good" if accepted else "bad")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{number(100 * float(value), 2)} %"
 
 
 def cern_tile(cards: Cards) -> Tile | None:
