@@ -236,7 +236,7 @@ def ring_radii(detector: Detector) -> NDArray[np.float64]:
 
 def layer_depths(detector: Detector) -> NDArray[np.float64]:
     """Depth of each layer's middle, mm from the front face."""
-    return (np.arange(detector.layers) + 0.5) * detector.cell_size_mm[0]
+    return np.asarray((np.arange(detector.layers) + 0.5) * detector.cell_size_mm[0], np.float64)
 
 
 def _divide(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
