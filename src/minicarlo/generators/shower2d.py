@@ -87,7 +87,7 @@ class Shower2D(Generator):
 
     def layer_energies(self, z_energies: Tensor, incident_energy: Tensor) -> Tensor:
         """(N, 25) energies of the layers in MeV."""
-        root = self.energies(torch.cat([z_energies, self.features(incident_energy)], dim=1))
+        root = self.energies(z_energies, self.features(incident_energy))
         return torch.relu(root).square() * (incident_energy / MEV_PER_VISIBLE_UNIT)
 
     def cells(self, z_shape: Tensor, z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
@@ -126,21 +126,44 @@ def from_root(root: Tensor) -> Tensor:
 
 
 class LayerEnergies(nn.Module):
-    """Perceptron from 40 latents and 4 energy features to 25 numbers of order one."""
+    """From 40 latents and 4 energy features to 25 roots of layer energies: a Gaussian model and a perceptron that corrects it.
+
+    `mean`, `spread` and `noise` alone are a Gaussian with the mean and spread that the layers have at an energy, and one
+    correlation matrix; `fit_gaussian` sets them from Monte Carlo showers. The perceptron adds what is not Gaussian.
+    """
 
     def __init__(self, width: int = 256) -> None:
         super().__init__()
+        self.mean = nn.Linear(4, 25)
+        self.spread = nn.Linear(4, 25)
+        self.noise = nn.Linear(LATENT_ENERGIES, 25, bias=False)
         self.dense1 = nn.Linear(LATENT_ENERGIES + 4, width)
         self.dense2 = nn.Linear(width, width)
         self.dense3 = nn.Linear(width, width)
         self.dense4 = nn.Linear(width, 25)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.dense1(x))
+    def forward(self, latent: Tensor, features: Tensor) -> Tensor:
+        x = torch.relu(self.dense1(torch.cat([latent, features], dim=1)))
         x = torch.relu(self.dense2(x))
         x = torch.relu(self.dense3(x))
-        y: Tensor = self.dense4(x)
+        y: Tensor = self.mean(features) + self.spread(features) * self.noise(latent) + self.dense4(x)
         return y
+
+    @torch.no_grad()
+    def fit_gaussian(self, root: Tensor, features: Tensor) -> None:
+        """Set the Gaussian part from roots of layer energies (N, 25) at energies with `features` (N, 4); mute the perceptron."""
+        columns = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+        mean = torch.linalg.lstsq(columns, root).solution
+        residual = root - columns @ mean
+        spread = torch.linalg.lstsq(columns, residual.abs()).solution * math.sqrt(math.pi / 2)
+        correlation = torch.corrcoef((residual / (columns @ spread).clamp_min(1e-3)).T)
+        for layer, solution in ((self.mean, mean), (self.spread, spread)):
+            layer.weight.copy_(solution[:-1].T)
+            layer.bias.copy_(solution[-1])
+        nn.init.zeros_(self.noise.weight)
+        self.noise.weight[:, :25] = torch.linalg.cholesky(correlation + 1e-4 * torch.eye(25))
+        nn.init.zeros_(self.dense4.weight)
+        nn.init.zeros_(self.dense4.bias)
 
 
 class LayerShapes(nn.Module):

@@ -145,7 +145,8 @@ def fit_visible_energy(showers: Showers, high_mev: float) -> Tensor:
     energy = showers.incident_energy[:, 0].double() * (ENERGY_UNITS / high_mev)
     fraction = showers.layer_energies.double().sum(1) / IMAGE_UNIT_MEV / energy
     powers = torch.stack([energy**power for power in range(4)], 1)
-    return torch.linalg.lstsq(powers, fraction[:, None]).solution[:, 0].float()
+    coefficients: Tensor = torch.linalg.lstsq(powers, fraction[:, None]).solution
+    return coefficients[:, 0].float()
 
 
 def polynomial(coefficients: Tensor, energy: Tensor) -> Tensor:

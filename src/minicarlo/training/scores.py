@@ -82,7 +82,8 @@ class Whitening:
         self.matrix = vectors / torch.sqrt(values)
 
     def __call__(self, root: Tensor, features: Tensor) -> Tensor:
-        return self.standardisation(root, features) @ self.matrix.to(root)
+        result: Tensor = self.standardisation(root, features) @ self.matrix.to(root)
+        return result
 
 
 def with_constant(features: Tensor) -> Tensor:

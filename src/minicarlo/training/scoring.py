@@ -71,11 +71,14 @@ class ScoringRecipe:
         if settings.compile:
             self.compare, self.make_cells = torch.compile(compare), torch.compile(self.generator.cells)
         self.total_steps = settings.energy_steps + settings.steps
-        self.set_initial_profile()
+        self.set_initial_values()
 
     @torch.no_grad()
-    def set_initial_profile(self) -> None:
-        """Start from cells that fire as often as the Monte Carlo's do, whatever the energy."""
+    def set_initial_values(self) -> None:
+        """Start from Gaussian layer energies, and from cells that fire about as often as the Monte Carlo's do."""
+        incident = self.showers.incident_energy.to(self.device)
+        root = torch.sqrt(self.showers.layer_energies.to(self.device) * (MEV_PER_VISIBLE_UNIT / incident))
+        self.generator.energies.fit_gaussian(root, self.generator.features(incident))
         energy = self.showers.energy[:2000]
         self.generator.shape.profile[0].copy_(0.2 * torch.sqrt(energy.mean(0) + 1e-3) - 0.6)
         self.generator.shape.profile[1].fill_(0.3)
