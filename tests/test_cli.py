@@ -48,8 +48,7 @@ def test_help_lists_every_verb_without_importing_one(monkeypatch: pytest.MonkeyP
     result = CliRunner().invoke(main, ["--help"])
     assert result.exit_code == 0
     assert all(
-        name in result.output
-        for name in ("simulate", "train", "tune", "generate", "validate", "bench", "report", "info", "demo")
+        name in result.output for name in ("simulate", "train", "tune", "generate", "validate", "bench", "report", "info", "demo")
     )
 
 
@@ -58,9 +57,7 @@ def test_the_version_is_the_package_s() -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_mistake_is_one_paragraph_on_standard_error_with_code_2(
-    verb: Callable[..., None], options: list[str]
-) -> None:
+def test_a_mistake_is_one_paragraph_on_standard_error_with_code_2(verb: Callable[..., None], options: list[str]) -> None:
     verb(raising(InvalidEventSet("Event set a.h5\x1b[31m\nis damaged. " + "Copy it again. " * 20)))
     result = CliRunner().invoke(main, ["info", *options])
     assert result.exit_code == 2 and result.stdout == ""
@@ -106,9 +103,7 @@ def test_json_is_one_object_and_progress_is_silent(verb: Callable[..., None]) ->
         with progress_bar("Working") as progress:
             progress(10, 10)
         _common.say("a remark")
-        print_json(
-            {"result": Result(Path("a.h5"), np.float32([1, np.nan]), np.inf), "count": np.int64(3), "none": None}
-        )
+        print_json({"result": Result(Path("a.h5"), np.float32([1, np.nan]), np.inf), "count": np.int64(3), "none": None})
 
     verb(function)
     result = CliRunner().invoke(main, ["info", "--json"])

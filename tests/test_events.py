@@ -8,11 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from limits import files_at_most
-from small_events import make_events
 
+from limits import files_at_most
 from minicarlo.errors import IncompatibleEventSets, InvalidEventSet, OutputError, UnknownDetector
 from minicarlo.events import EventSet, concatenate, events_info, iterate_events, read_events, write_events
+from small_events import make_events
 
 
 def same(first: EventSet, second: EventSet) -> bool:
@@ -175,9 +175,7 @@ def plain(path: Path, count: int = 4, **change: object) -> Path:
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", ">f4", "i4", "u2"])
 def test_any_plain_numbers_are_read_and_the_detector_is_inferred(tmp_path: Path, dtype: str) -> None:
     values = np.arange(4 * 15625).reshape(4, 15625) % 100
-    read = read_events(
-        plain(tmp_path / "a.h5", showers=values.astype(dtype), incident_energies=np.arange(1, 5, dtype="f8"))
-    )
+    read = read_events(plain(tmp_path / "a.h5", showers=values.astype(dtype), incident_energies=np.arange(1, 5, dtype="f8")))
     assert read.detector == "clic-ecal"
     np.testing.assert_array_equal(read.samples.reshape(4, -1), values)
     np.testing.assert_array_equal(read.incident_energy, [1, 2, 3, 4])
@@ -235,12 +233,8 @@ def test_a_wrong_file_is_refused_by_name_dataset_and_remedy(tmp_path: Path, case
         list(iterate_events(path, 1))
 
 
-@pytest.mark.parametrize(
-    ("name", "error"), [("elsewhere", UnknownDetector), ("", UnknownDetector), (3, UnknownDetector)]
-)
-def test_an_unknown_detector_in_a_file_is_named_with_the_file(
-    tmp_path: Path, name: object, error: type[Exception]
-) -> None:
+@pytest.mark.parametrize(("name", "error"), [("elsewhere", UnknownDetector), ("", UnknownDetector), (3, UnknownDetector)])
+def test_an_unknown_detector_in_a_file_is_named_with_the_file(tmp_path: Path, name: object, error: type[Exception]) -> None:
     path = plain(tmp_path / "a.h5")
     with h5py.File(path, "a") as file:
         file.attrs["detector"] = name

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from limits import files_at_most
 
+from limits import files_at_most
 from minicarlo import files
 from minicarlo.errors import OutputError
 from minicarlo.files import atomic_directory, atomic_path, check_writable, output_error, sha256, write_json

@@ -10,11 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from small_events import make_events
 
 from minicarlo import hdf5
 from minicarlo.errors import InvalidEventSet, MinicarloError
 from minicarlo.events import events_info, read_events, write_events
+from small_events import make_events
 
 
 @pytest.fixture
@@ -92,9 +92,7 @@ def test_elements_that_are_not_plain_numbers_are_refused(path: Path, dtype: np.d
 
 def test_a_size_that_the_file_cannot_hold_is_refused_before_memory_is_taken(path: Path) -> None:
     with h5py.File(path, "a") as file:
-        file.create_dataset(
-            "showers", (10**9, 15625), "f4", chunks=(1, 15625), compression="gzip"
-        )  # 62 TB, no chunk written
+        file.create_dataset("showers", (10**9, 15625), "f4", chunks=(1, 15625), compression="gzip")  # 62 TB, no chunk written
     refused(path, "'showers'.*claims 62500000000000 bytes")
     with h5py.File(path, "a") as file:
         del file["showers"]
@@ -117,9 +115,7 @@ def test_chunks_and_bytes_that_are_missing_are_noticed(path: Path) -> None:
 def test_chunks_that_would_fill_the_memory_are_refused(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["padding"] = np.random.default_rng(0).random(10**5)
-        file.create_dataset(
-            "showers", (2, 15625), "f4", chunks=(6_000, 15625), maxshape=(None, 15625), compression="gzip"
-        )
+        file.create_dataset("showers", (2, 15625), "f4", chunks=(6_000, 15625), maxshape=(None, 15625), compression="gzip")
     refused(path, "'showers'.*chunks .*too large")
 
 
@@ -180,9 +176,7 @@ def test_every_ordinary_kind_of_file_is_accepted(tmp_path: Path, options: dict[s
 def test_attributes_of_others_are_read_and_what_is_neither_text_nor_number_is_left_out(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["showers"] = np.ones((2, 15625), "f4")
-        file.attrs.update(
-            {"text": "\u00b5", "bytes": np.bytes_("b"), "number": 1.5, "list": [1, 2], "texts": ["a", "b"]}
-        )
+        file.attrs.update({"text": "\u00b5", "bytes": np.bytes_("b"), "number": 1.5, "list": [1, 2], "texts": ["a", "b"]})
         file.attrs["reference"] = file["showers"].ref
         file.attrs["nothing"] = h5py.Empty("f4")
         file.attrs["matrix"] = np.eye(2)

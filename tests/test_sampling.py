@@ -68,9 +68,7 @@ def test_latents_are_unit_normal_and_independent_between_events_seeds_and_stream
 
 
 def test_latents_are_pinned_so_that_published_files_can_be_made_again() -> None:
-    np.testing.assert_array_equal(
-        normal_latents(1, 64, 1, 4), np.float32([[0.5657293, 0.14421241, -0.058088828, 0.19999443]])
-    )
+    np.testing.assert_array_equal(normal_latents(1, 64, 1, 4), np.float32([[0.5657293, 0.14421241, -0.058088828, 0.19999443]]))
 
 
 @pytest.mark.parametrize(("kind", "mean"), [("uniform", 5500.0), ("log", (10_000 - 1_000) / np.log(10))])

@@ -307,8 +307,7 @@ def _parse(file: h5py.File, path: Path) -> tuple[_Header, h5py.Dataset]:
     showers = open_dataset(file, path, SHOWERS)
     if len(showers.shape) != 2 or not showers.shape[1]:
         raise InvalidEventSet(
-            f"Event set {path}, dataset {SHOWERS!r}: shape {showers.shape} is wrong, (N, voxels) is right. "
-            "Flatten (z, x, y)."
+            f"Event set {path}, dataset {SHOWERS!r}: shape {showers.shape} is wrong, (N, voxels) is right. Flatten (z, x, y)."
         )
     count, voxels = showers.shape
     attributes = read_attributes(file, path)
@@ -385,8 +384,7 @@ def _check_values(values: NDArray[np.float32], where: str, dataset: str, *, firs
     event = int(np.argmax(bad.any(axis=1)))
     value = values.reshape(len(values), -1)[event, np.argmax(bad[event])]
     raise InvalidEventSet(
-        f"{where}, dataset {dataset!r}: event {first + event} holds {value}, but {right} are right. "
-        "Repair or remove the event."
+        f"{where}, dataset {dataset!r}: event {first + event} holds {value}, but {right} are right. Repair or remove the event."
     )
 
 

@@ -61,8 +61,7 @@ def dataset_names(file: h5py.File, path: Path) -> list[str]:
     """
     if len(file.id) > _MOST_ENTRIES:
         raise InvalidEventSet(
-            f"Event set {path} has {len(file.id)} objects at its root; at most {_MOST_ENTRIES} are accepted. "
-            "Remove the others."
+            f"Event set {path} has {len(file.id)} objects at its root; at most {_MOST_ENTRIES} are accepted. Remove the others."
         )
     names = []
     for raw in list(file.id):
@@ -127,8 +126,7 @@ def read_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
     """
     if len(file.attrs) > _MOST_ENTRIES:
         raise InvalidEventSet(
-            f"Event set {path} has {len(file.attrs)} attributes; at most {_MOST_ENTRIES} are accepted. "
-            "Remove the others."
+            f"Event set {path} has {len(file.attrs)} attributes; at most {_MOST_ENTRIES} are accepted. Remove the others."
         )
     variable = False
     for name in file.attrs:

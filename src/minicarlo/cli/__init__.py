@@ -37,9 +37,7 @@ class _Verbs(click.Group):
             command = importlib.import_module(module).command
         except ModuleNotFoundError as error:
             if error.name == module:
-                raise MissingExtra(
-                    f"The verb {cmd_name} is not part of this installation. Install minicarlo again."
-                ) from error
+                raise MissingExtra(f"The verb {cmd_name} is not part of this installation. Install minicarlo again.") from error
             raise _missing(error) from error
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.command is not a click command")
