@@ -3,8 +3,8 @@
     minicarlo simulate -n 2000 --energy 1GeV:100GeV:log --seed 20261123 --jobs 2 -o runs/sample
     python scripts/compact_sample.py runs/sample src/minicarlo/shipped/samples/clic-ecal.h5
 
-Cells keep 11 bits of mantissa (relative error below 2^-12, far under the resolution of any calorimeter); cells under a thousandth of the
-readout threshold become zero.
+Cells keep 11 bits of mantissa (relative error below 2^-12, far under the resolution of any calorimeter); cells under a
+thousandth of the readout threshold become zero.
 """
 
 from __future__ import annotations
