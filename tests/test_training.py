@@ -197,6 +197,7 @@ def test_cell_noise_is_uniform_and_independent_from_cell_to_cell() -> None:
 
 def test_layers_hold_exactly_the_energy_they_were_given() -> None:
     network = Shower2D()
+    network.shape.profile.data[0] = 0.5  # some cells of every layer fire
     layers = torch.rand(5, 25, generator=torch.Generator().manual_seed(1)) * 100
     with torch.no_grad():
         cells = network.cells(torch.randn(5, 136), torch.randn(5, 16), layers, torch.full((5, 1), 2e4))

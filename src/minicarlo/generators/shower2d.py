@@ -152,6 +152,7 @@ class LayerEnergies(nn.Module):
     @torch.no_grad()
     def fit_gaussian(self, root: Tensor, features: Tensor) -> None:
         """Set the Gaussian part from roots of layer energies (N, 25) at energies with `features` (N, 4); mute the perceptron."""
+        root, features = root.double(), features.double()  # so that the fit does not depend on the order of sums
         columns = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
         mean = torch.linalg.lstsq(columns, root).solution
         residual = root - columns @ mean
@@ -161,7 +162,7 @@ class LayerEnergies(nn.Module):
             layer.weight.copy_(solution[:-1].T)
             layer.bias.copy_(solution[-1])
         nn.init.zeros_(self.noise.weight)
-        self.noise.weight[:, :25] = torch.linalg.cholesky(correlation + 1e-4 * torch.eye(25))
+        self.noise.weight[:, :25] = torch.linalg.cholesky(correlation + 1e-4 * torch.eye(25).to(correlation))
         nn.init.zeros_(self.dense4.weight)
         nn.init.zeros_(self.dense4.bias)
 

@@ -59,10 +59,11 @@ class Standardisation:
     """
 
     def __init__(self, values: Tensor, features: Tensor) -> None:
-        columns = with_constant(features)
-        self.mean = torch.linalg.lstsq(columns, values).solution
-        residual = (values - columns @ self.mean).abs()
-        self.log_spread = torch.linalg.lstsq(columns, torch.log(residual + 1e-3)).solution
+        columns, values = with_constant(features).double(), values.double()  # so that it does not depend on the order of sums
+        mean = torch.linalg.lstsq(columns, values).solution
+        residual = (values - columns @ mean).abs()
+        self.mean = mean.float()
+        self.log_spread = torch.linalg.lstsq(columns, torch.log(residual + 1e-3)).solution.float()
 
     def __call__(self, values: Tensor, features: Tensor) -> Tensor:
         columns = with_constant(features)
@@ -78,8 +79,8 @@ class Whitening:
 
     def __init__(self, root: Tensor, features: Tensor) -> None:
         self.standardisation = Standardisation(root, features)
-        values, vectors = torch.linalg.eigh(torch.cov(self.standardisation(root, features).T))
-        self.matrix = vectors / torch.sqrt(values)
+        values, vectors = torch.linalg.eigh(torch.cov(self.standardisation(root, features).double().T))
+        self.matrix = (vectors / torch.sqrt(values)).float()
 
     def __call__(self, root: Tensor, features: Tensor) -> Tensor:
         result: Tensor = self.standardisation(root, features) @ self.matrix.to(root)
