@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from minicarlo.cli import main
 from minicarlo.engines import read_model
-from minicarlo.errors import InvalidCondition, InvalidConfig
+from minicarlo.errors import InvalidCondition, InvalidConfig, UnsupportedPrecision
 from minicarlo.events import EventSet, write_events
-from minicarlo.generation import bench
+from minicarlo.generation import bench, generate
 from minicarlo.surrogate import Surrogate
 from small_surrogate import make_small_surrogate
 
@@ -54,6 +54,21 @@ def test_every_precision_is_measured_on_one_stream_and_on_many(result):
     for run in result["runs"]:
         assert run["engine"] == "openvino" and run["batch"] == 8
         assert run["events_per_second"] > 0 and run["spread"] >= 0 and run["milliseconds_batch_1"] > 0
+
+
+def test_reduced_precision_computes_about_what_fp32_does(result):
+    assert all(run["deviation"] == 0 for run in result["runs"] if run["precision"] in ("fp32", "tuned"))
+    assert all(0 < run["deviation"] < 0.1 for run in result["runs"] if run["precision"] == "bf16")
+
+
+def test_a_precision_that_computes_something_else_is_refused(tmp_path):
+    small, other = (make_small_surrogate(tmp_path / str(seed), width=4, seed=seed) for seed in (0, 1))
+    openvino.save_model(read_model(other)[0], tmp_path / "model.xml", compress_to_fp16=False)
+    plan = {"plan": {}, "ran": {}, "inference_precision": "f32"}
+    broken = small.with_tuned(tmp_path / "broken", tmp_path / "model.xml", tmp_path / "model.bin", plan)
+    with pytest.raises(UnsupportedPrecision, match="wrong values on this processor"):
+        generate(broken, n=4, energy="10GeV", precision="tuned")
+    assert len(generate(broken, n=4, energy="10GeV", precision="fp32")) == 4
 
 
 def test_what_is_called_fp32_ran_in_fp32(result):

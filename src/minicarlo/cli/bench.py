@@ -9,6 +9,7 @@ import click
 
 from minicarlo.cli._common import format_number, format_with_error, json_option, print_json, progress_bar, say, table
 from minicarlo.errors import TuningError
+from minicarlo.generation.settings import LARGEST_DEVIATION
 
 if TYPE_CHECKING:
     from minicarlo.precision import PlannedModel
@@ -98,4 +99,7 @@ def _text(result: dict[str, Any]) -> str:
     for name, sentence in _SENTENCES.items():
         if result["speedup"].get(name) is not None:
             lines.append(f"{sentence}: {format_with_error(result['speedup'][name], result['speedup_spread'][name])}")
+    broken = {run["precision"]: run["deviation"] for run in result["runs"] if run["deviation"] > LARGEST_DEVIATION}
+    for name, change in broken.items():
+        lines.append(f"Warning: {name} computes wrong values on this processor, layer energies change by {change:.0%}.")
     return "\n".join([*lines, f"on {result['machine']['processor']}, {result['machine']['cores']} cores"])

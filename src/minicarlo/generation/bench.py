@@ -16,7 +16,7 @@ from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogat
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnknownDetector
 from minicarlo.events import ENERGY, events_info, read_conditions
 from minicarlo.generation.conditions import resolve_energies
-from minicarlo.generation.settings import choose_settings, default_settings
+from minicarlo.generation.settings import choose_settings, default_settings, deviation
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate, sample_path
 
@@ -88,8 +88,9 @@ def bench(
         int8: a model with every layer in INT8 to be measured as well, such as `minicarlo.precision.Quantizer` makes.
         progress: called with (rounds done, rounds).
 
-    Returns the keys `machine`, `runs` [{engine, precision, streams, threads, batch, events_per_second, spread,
-    milliseconds_batch_1, formats}], `speedup` {tuned_over_fp32, bf16_over_fp32, int8_over_fp32, streams, over_simulator},
+    Returns the keys `machine`, `runs` [{engine, precision, streams, threads, batch, events_per_second, spread, deviation,
+    milliseconds_batch_1, formats}] (`deviation`: relative change of layer energies against FP32), `speedup` {tuned_over_fp32,
+    bf16_over_fp32, int8_over_fp32, streams, over_simulator},
     `speedup_spread`, `rounds`, `simulator`. Rates are medians over rounds, spreads half the central 68 %. Ratios are medians of
     the ratios within a round; precisions are compared on many streams; `streams` is many over one for the best precision;
     `over_simulator` compares one core with one core.
@@ -105,7 +106,7 @@ def bench(
         energies = resolve_energies(surrogate, 4096, energy, None)[0].at(seed, 0, 4096)
 
     many = streams or usable_cores()
-    subjects, singles = [], {}
+    subjects, singles, changes = [], {}, {}
     available = [precision for precision in surrogate.precisions if precision != "bf16" or has_bf16()]
     for precision in (*available, *(["int8"] if int8 else [])):
 
@@ -119,6 +120,7 @@ def bench(
         for count in sorted({1, many}):
             subjects.append(_Subject(precision, count, 1, size, compiled(size, count), _inputs(surrogate, energies, seed, size)))
         singles[precision] = compiled(1, 1, usable_cores())
+        changes[precision] = deviation(surrogate, compiled(size, 1))
 
     rounds = int(np.clip(seconds / (_WINDOW * (len(subjects) + _LATENCY_SHARE * len(singles))), _FEWEST_ROUNDS, _MOST_ROUNDS))
     window = seconds / rounds / (len(subjects) + _LATENCY_SHARE * len(singles))
@@ -147,6 +149,7 @@ def bench(
                 "batch": s.batch,
                 "events_per_second": float(np.median(s.rates)),
                 "spread": _half_width(s.rates),
+                "deviation": changes[s.precision],
                 "milliseconds_batch_1": 1e3 * float(np.median(latencies[s.precision])),
                 "formats": _formats(s.compiled),
             }

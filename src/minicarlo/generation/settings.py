@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from minicarlo import __version__
 from minicarlo.engines import CompiledGenerator, compile_surrogate, machine, usable_cores
-from minicarlo.errors import InvalidConfig, MinicarloError
+from minicarlo.errors import InvalidConfig, MinicarloError, UnsupportedPrecision
 from minicarlo.events import ENERGY
 from minicarlo.files import write_json
 from minicarlo.sampling import EnergyDistribution, normal_latents
@@ -26,6 +26,9 @@ BATCHES = (8, 16, 32, 64)
 DEFAULT_BATCH = 32
 WORTH_MEASURING = 50_000
 """Events from which a few seconds of measurement pay."""
+
+LARGEST_DEVIATION = 0.2
+"""Change of layer energies against FP32 beyond which a reduced precision is taken for broken, not for coarse."""
 
 _PROBE = 64  # events whose bits are compared
 _LARGEST = 4096
@@ -122,12 +125,34 @@ def probe(surrogate: Surrogate, count: int) -> tuple[NDArray[np.float32], NDArra
     return normal_latents(0, 0, count, surrogate.manifest.latent_size), energy
 
 
+def deviation(surrogate: Surrogate, compiled: CompiledGenerator) -> float:
+    """Mean absolute change of the layer energies of 64 events against FP32 on the same latents, relative to their mean.
+
+    Rounding changes it by a few per cent at most. Runtimes have kernels that compute something else altogether for certain shapes
+    on certain processors (oneDNN on AMX: convolutions in bf16 and int8 with few input channels), and they do not say so.
+    """
+    latent, energy = probe(surrogate, _PROBE)
+    true = _compile(surrogate, "fp32", CANONICAL).run(latent, energy).sum((2, 3), dtype=np.float64)
+    made = _run(compiled, latent, energy).sum((2, 3), dtype=np.float64)
+    return float(np.abs(made - true).mean() / max(np.abs(true).mean(), 1e-12))
+
+
 def compile_reproducible(surrogate: Surrogate, precision: str, settings: Settings) -> tuple[CompiledGenerator, Settings]:
     """`surrogate` compiled with `settings`, or with batches of 8 on one thread per stream if those alone give the reference bits.
 
-    The bits of 64 events are compared once and the outcome remembered.
+    The bits of 64 events are compared once and the outcome remembered. So is whether a reduced precision computes about what FP32
+    does; if not, UnsupportedPrecision is raised.
     """
     compiled = _compile(surrogate, precision, settings)
+    key = f"{_key(surrogate, precision)} agrees"
+    if precision != "fp32" and _recall().get(key) is not True:
+        change = deviation(surrogate, compiled)
+        if change > LARGEST_DEVIATION:
+            raise UnsupportedPrecision(
+                f"Surrogate {surrogate.path} in {precision} computes wrong values on this processor "
+                f"({machine()['processor']}): showers change by {change:.0%} against FP32. Choose fp32, or tune it here."
+            )
+        _remember(key, True)
     if settings == CANONICAL:
         return compiled, settings
     key = f"{_key(surrogate, precision)} bits {settings.streams} {settings.threads} {settings.batch}"
