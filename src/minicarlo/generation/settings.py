@@ -27,7 +27,7 @@ DEFAULT_BATCH = 32
 WORTH_MEASURING = 50_000
 """Events from which a few seconds of measurement pay."""
 
-LARGEST_DEVIATION = 0.2
+LARGEST_DEVIATION = 0.5
 """Change of layer energies against FP32 beyond which a reduced precision is taken for broken, not for coarse."""
 
 _PROBE = 64  # events whose bits are compared
@@ -128,7 +128,7 @@ def probe(surrogate: Surrogate, count: int) -> tuple[NDArray[np.float32], NDArra
 def deviation(surrogate: Surrogate, compiled: CompiledGenerator) -> float:
     """Mean absolute change of the layer energies of 64 events against FP32 on the same latents, relative to their mean.
 
-    Rounding changes it by a few per cent at most. Runtimes have kernels that compute something else altogether for certain shapes
+    Rounding changes it by per cents, int8 throughout a sensitive network by some 20. Runtimes have kernels that compute something else altogether for certain shapes
     on certain processors (oneDNN on AMX: convolutions in bf16 and int8 with few input channels), and they do not say so.
     """
     latent, energy = probe(surrogate, _PROBE)
