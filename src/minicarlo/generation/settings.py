@@ -128,8 +128,9 @@ def probe(surrogate: Surrogate, count: int) -> tuple[NDArray[np.float32], NDArra
 def deviation(surrogate: Surrogate, compiled: CompiledGenerator) -> float:
     """Mean absolute change of the layer energies of 64 events against FP32 on the same latents, relative to their mean.
 
-    Rounding changes it by per cents, int8 throughout a sensitive network by some 20. Runtimes have kernels that compute something else altogether for certain shapes
-    on certain processors (oneDNN on AMX: convolutions in bf16 and int8 with few input channels), and they do not say so.
+    Rounding changes it by per cents, int8 throughout a sensitive network by some 20. Runtimes have kernels that compute
+    something else altogether for certain shapes on certain processors (oneDNN on AMX: convolutions in bf16 and int8 with few
+    input channels), and they do not say so.
     """
     latent, energy = probe(surrogate, _PROBE)
     true = _compile(surrogate, "fp32", CANONICAL).run(latent, energy).sum((2, 3), dtype=np.float64)
