@@ -1,8 +1,8 @@
 """Writing samples while they are being made: compression in threads, constant memory, the same bytes every time.
 
 HDF5's own gzip runs under one lock at 2,000 to 5,000 showers per second, slower than the generators. Here chunks are deflated in
-threads and handed over whole. Byte shuffling makes sparse showers larger. ISA-L would be five times as fast as zlib, but now and
-then gives other bytes for the same input.
+threads and handed over whole. Byte shuffling makes sparse showers larger. ISA-L would be faster than zlib, but now and then
+gives other bytes for the same input.
 """
 
 from __future__ import annotations
