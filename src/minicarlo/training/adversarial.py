@@ -32,9 +32,11 @@ class AdversarialRecipe:
     """
 
     def __init__(self, generator: Gan3D, showers: Showers, settings: Training, device: torch.device, bf16: bool) -> None:
-        self.generator = generator.to(device)
+        self.generator, self.discriminator = generator, Discriminator3D()
+        for network in (self.generator, self.discriminator):
+            # channels last: oneDNN trains the discriminator 1.3 to 1.6 times as fast as with channels first
+            network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.discriminator = Discriminator3D().to(device)
         self.showers, self.settings, self.device = showers, settings, device
         # oneDNN on AMX computes this network's first convolution wrongly in bf16 (8 channels, kernel width 8)
         self.bf16 = bf16 and not (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
