@@ -483,7 +483,7 @@ def test_one_energy_needs_no_bins() -> None:
     sets = [toy_showers(300, seed, low=10_000, high=10_000) for seed in (1, 2)]
     found = validate(*sets, **QUICK)
     assert len(found.response) == 1 and found.response[0].reference_events == 300
-    assert found.resolution_fit["reference"]["stochastic"] is None
+    assert found.resolution_fit["reference"].stochastic is None
 
 
 def test_resolution_fit_finds_its_terms(card: Scorecard) -> None:
@@ -494,7 +494,7 @@ def test_resolution_fit_finds_its_terms(card: Scorecard) -> None:
         for row, e in zip(card.resolution * 2, (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 80.0, 100.0), strict=False)
     ]
     fit = resolution_fit(table)["reference"]
-    assert fit["stochastic"] == pytest.approx(0.15, rel=1e-3) and fit["constant"] == pytest.approx(0.01, rel=1e-2)
+    assert fit.stochastic == pytest.approx(0.15, rel=1e-3) and fit.constant == pytest.approx(0.01, rel=1e-2)
 
 
 def test_edges_follow_the_rules() -> None:

@@ -8,12 +8,13 @@ from minicarlo.fidelity.distances import Wasserstein, separation_power
 from minicarlo.fidelity.frechet import fpd, kpd
 from minicarlo.fidelity.observables import UNITS, Measured, high_level_features, measure, observables
 from minicarlo.fidelity.resampling import Resamples, resample
-from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, Scorecard
+from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, NOT_ENOUGH, Scorecard
 from minicarlo.fidelity.validation import validate
 
 __all__ = [
     "DIFFERS",
     "INDISTINGUISHABLE",
+    "NOT_ENOUGH",
     "UNITS",
     "CernFigure",
     "Measured",

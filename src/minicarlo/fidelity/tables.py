@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 from minicarlo.fidelity.distances import CorrelationDistance, EnergyDependence, Float, bin_index
 from minicarlo.fidelity.observables import Measured, layer_depths, ring_radii
 from minicarlo.fidelity.resampling import Resamples
-from minicarlo.fidelity.scorecard import BinProfiles, Correlations, EnergyBin, Histogram, ImagePair, Profile
+from minicarlo.fidelity.scorecard import BinProfiles, Correlations, EnergyBin, Histogram, ImagePair, Profile, ResolutionFit
 
 _BLOCK = 50
 
@@ -114,13 +114,13 @@ def energy_table(distance: EnergyDependence, resamples: Resamples, edges: Float)
     ]
 
 
-def resolution_fit(table: list[EnergyBin]) -> dict[str, dict[str, float | None]]:
+def resolution_fit(table: list[EnergyBin]) -> dict[str, ResolutionFit]:
     """sigma / mean = a / sqrt(E) (+) b / E (+) c with E in GeV, added in quadrature: `stochastic` a, `noise` b, `constant` c.
 
     None with fewer than four bins.
     """
     names = ("stochastic", "noise", "constant")
-    found: dict[str, dict[str, float | None]] = {}
+    found: dict[str, ResolutionFit] = {}
     for who in ("reference", "candidate"):
         rows = [
             (np.sqrt(row.low * row.high) / 1000, getattr(row, who), getattr(row, f"{who}_error"))
@@ -128,13 +128,13 @@ def resolution_fit(table: list[EnergyBin]) -> dict[str, dict[str, float | None]]
             if row.low is not None and row.high is not None and getattr(row, who) and getattr(row, f"{who}_error")
         ]
         if len(rows) < 4:
-            found[who] = dict.fromkeys(names)
+            found[who] = ResolutionFit(**dict.fromkeys(names))
             continue
         energy, value, error = np.array(rows, np.float64).T
         weight = 1 / (2 * value * error)
         design = np.stack([1 / energy, 1 / energy**2, np.ones_like(energy)], axis=1)
         squares, _ = nnls(design * weight[:, None], value**2 * weight)
-        found[who] = dict(zip(names, np.sqrt(squares).tolist(), strict=True))
+        found[who] = ResolutionFit(**dict(zip(names, np.sqrt(squares).tolist(), strict=True)))
     return found
 
 

@@ -36,6 +36,7 @@ from minicarlo.fidelity.resampling import Resampled, Resamples, family_p_values,
 from minicarlo.fidelity.scorecard import (
     DIFFERS,
     INDISTINGUISHABLE,
+    CernBin,
     CernScore,
     ClassifierScore,
     Histogram,
@@ -231,13 +232,11 @@ class _Comparison:
             as_coded=2 * found.value[0],
             profiles=_score(found, 1),
             bins=[
-                {
-                    "low": limits[0] if limits else None,
-                    "high": limits[1] if limits else None,
-                    "value": found.value[2 + k],
-                    "error": found.error[2 + k],
-                    "floor": found.floor[2 + k],
-                }
+                CernBin(
+                    low=limits[0] if limits else None,
+                    high=limits[1] if limits else None,
+                    **_score(found, 2 + k).model_dump(),
+                )
                 for k, limits in enumerate(figure.bins)
             ],
         )
