@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minicarlo.detectors import get_detector, infer_detector
+from minicarlo.detectors import detector_names, get_detector, infer_detector
 from minicarlo.errors import IncompatibleEventSets, InvalidEventSet, UnknownDetector
 from minicarlo.files import atomic_path
 from minicarlo.hdf5 import dataset_names, open_dataset, open_untrusted, read_attributes
@@ -35,7 +35,7 @@ class EventSet:
     """N conditions with N samples.
 
     `conditions` maps a name to N float32 values (`incident_energy` in MeV is always there), `samples` has shape
-    (N, z, x, y), float32 MeV, `attributes` holds provenance: text, numbers or lists of them.
+    (N, z, x, y) or (N, z, phi, r), float32 MeV, `attributes` holds provenance: text, numbers or lists of them.
 
     Raises InvalidEventSet when shapes do not fit one another or the detector, UnknownDetector for an unknown one.
     """
@@ -204,9 +204,8 @@ def event_files(path: Path | str) -> list[Path]:
 def write_events(path: Path | str, events: EventSet, *, compression: str | None = "gzip") -> None:
     """Write `events` as one CaloChallenge HDF5 file: whole or not at all, the same bytes for the same events.
 
-    `compression` is "gzip" or None. Attributes named as those of the geometry (detector, shape,
-    cell_size_mm, energy_unit) are replaced by the detector's. Raises InvalidEventSet for impossible values, OutputError
-    for whatever the file system refuses.
+    `compression` is "gzip" or None. Attributes named as those of the geometry (`Detector.attributes`) are replaced by the
+    detector's. Raises InvalidEventSet for impossible values, OutputError for whatever the file system refuses.
     """
     if compression not in ("gzip", None):
         raise ValueError(f"Compression must be 'gzip' or None, not {compression!r}")
@@ -217,14 +216,7 @@ def write_events(path: Path | str, events: EventSet, *, compression: str | None 
         if not _COLUMN_NAME.fullmatch(name) or name in (ENERGIES, SHOWERS):
             raise InvalidEventSet(f"{where}: {name!r:.80} cannot name a condition. Use letters, digits and _.")
     detector = get_detector(events.detector)
-    _, width, height = detector.shape
-    geometry = {
-        "detector": detector.name,
-        "shape": f"{','.join(map(str, detector.shape))} = z,x,y ; flat index = (iz*{width}+ix)*{height}+iy",
-        "cell_size_mm": list(detector.cell_size_mm),
-        "energy_unit": "MeV",
-    }
-    attributes = events.attributes | geometry
+    attributes = events.attributes | detector.attributes()
     encoded = {name: _fixed(attributes[name], f"{where}, attribute {name!r:.80}") for name in sorted(attributes)}
     # In memory first: HDF5 crashes the process when the disk fills up under an open file.
     memory: dict[str, Any] = {"driver": "core", "backing_store": False, "block_size": 2**24}
@@ -339,7 +331,7 @@ def _detector_of(path: Path, attributes: dict[str, Any], voxels: int) -> str:
         if inferred is None:
             raise InvalidEventSet(
                 f"Event set {path}, dataset {SHOWERS!r}: shape (N, {voxels}) fits no known detector. Showers of "
-                "clic-ecal have 15625 voxels (25 x 25 x 25)."
+                f"{' and '.join(_voxels_of(name) for name in detector_names())}."
             )
         return inferred.name
     try:
@@ -352,6 +344,11 @@ def _detector_of(path: Path, attributes: dict[str, Any], voxels: int) -> str:
             f"(N, {detector.voxels}) is right."
         )
     return detector.name
+
+
+def _voxels_of(name: str) -> str:
+    detector = get_detector(name)
+    return f"{name} have {detector.voxels} voxels ({' x '.join(map(str, detector.shape))})"
 
 
 def _read_file(path: Path, start: int, stop: int | None) -> EventSet:

@@ -98,7 +98,7 @@ class EventFile:
                 compression_opts=_LEVEL,
                 track_times=False,
             )
-            for name, value in sorted((dict(self._attributes) | geometry(self._detector)).items()):
+            for name, value in sorted((dict(self._attributes) | self._detector.attributes()).items()):
                 file.attrs[name] = _fixed(value)
             waiting: deque[tuple[int, Future[bytes]]] = deque()
 
@@ -148,17 +148,6 @@ def _create(path: Path) -> Iterator[h5py.File]:
         file.close()
     except RuntimeError as error:
         raise OSError(str(error)) from error
-
-
-def geometry(detector: Detector) -> dict[str, Any]:
-    """Attributes that tell which voxels a file holds."""
-    _, width, height = detector.shape
-    return {
-        "detector": detector.name,
-        "shape": f"{','.join(map(str, detector.shape))} = z,x,y ; flat index = (iz*{width}+ix)*{height}+iy",
-        "cell_size_mm": list(detector.cell_size_mm),
-        "energy_unit": "MeV",
-    }
 
 
 def check_samples(samples: Array, first_event: int) -> None:

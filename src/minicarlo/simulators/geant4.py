@@ -101,6 +101,8 @@ class Geant4Simulator:
             raise InvalidConfig(f"Unknown particle {setup.particle!r}: geant4 simulates {', '.join(PARTICLES)}.")
         if setup.physics not in PHYSICS:
             raise InvalidConfig(f"Unknown physics {setup.physics!r}: geant4 offers {', '.join(PHYSICS)}.")
+        if setup.detector.grid != "cartesian":
+            raise InvalidConfig(f"Detector {setup.detector.name} has a {setup.detector.grid} grid: geant4 fills cartesian ones.")
         if not 1e-3 <= setup.cut_mm <= 1e3:
             raise InvalidConfig(f"Production cut of {setup.cut_mm} mm: must lie between 0.001 and 1000 mm.")
         if importlib.util.find_spec("geant4_pybind") is None:
@@ -232,13 +234,13 @@ class LayeredGeometry:
     def __init__(self, detector: Detector) -> None:
         self._detector = detector
         self._kept: list[Any] = []  # Geant4 keeps bare pointers: every object must live as long as the process
-        self.front_mm = -detector.layers * detector.cell_size_mm[0] / 2
+        self.front_mm = -detector.layers * detector.cell_size[0] / 2
 
     def build(self, g4: Any) -> Any:  # noqa: ANN401
         """Return the physical volume of the world."""
         detector = self._detector
         _, nx, ny = detector.shape
-        pitch, dx, dy = detector.cell_size_mm
+        pitch, dx, dy = detector.cell_size
         absorber_mm, sensor_mm, depth = detector.absorber_mm, detector.sensor_mm, detector.layers * pitch
 
         def volume(name: str, material: str, x: float, y: float, z: float) -> Any:  # noqa: ANN401
