@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from minicarlo.detectors import Detector, get_detector
@@ -50,6 +50,25 @@ class Measured:
 
     def __len__(self) -> int:
         return len(self.energy)
+
+    def __getitem__(self, rows: slice | ArrayLike) -> Measured:
+        """The events of a slice, an index array or a mask, which may repeat; without `images`, which are sums."""
+        picked = np.arange(len(self))[rows if isinstance(rows, slice) else np.atleast_1d(np.asarray(rows))]
+        counts = np.diff(self.offsets)[picked]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        cell = np.arange(offsets[-1]) + np.repeat(self.offsets[picked] - offsets[:-1], counts)
+        return Measured(
+            detector=self.detector,
+            threshold_mev=self.threshold_mev,
+            energy=self.energy[picked],
+            values={name: values[picked] for name, values in self.values.items()},
+            rings=self.rings[picked],
+            along={name: values[picked] for name, values in self.along.items()},
+            cells=self.cells[cell],
+            offsets=offsets,
+            images={},
+            empty=int((counts == 0).sum()),
+        )
 
     @property
     def strata(self) -> Counts:
@@ -117,7 +136,7 @@ class _Frame:
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
         layers, nx, ny = detector.shape
-        dz, dx, dy = detector.cell_size_mm
+        dz, dx, dy = detector.cell_size
         self.z = (np.arange(layers) + 0.5) * dz
         x, y = np.meshgrid((np.arange(nx) - (nx - 1) / 2) * dx, (np.arange(ny) - (ny - 1) / 2) * dy, indexing="ij")
         x, y = x.ravel(), y.ravel()
@@ -236,7 +255,7 @@ def ring_radii(detector: Detector) -> NDArray[np.float64]:
 
 def layer_depths(detector: Detector) -> NDArray[np.float64]:
     """Depth of each layer's middle, mm from the front face."""
-    return np.asarray((np.arange(detector.layers) + 0.5) * detector.cell_size_mm[0], np.float64)
+    return np.asarray((np.arange(detector.layers) + 0.5) * detector.cell_size[0], np.float64)
 
 
 def _divide(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
