@@ -83,6 +83,18 @@ def test_bits_do_not_depend_on_batch_streams_or_threads(surrogate, latent, energ
     assert np.array_equal(np.concatenate([samples for _, samples in results]), reference[precision])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "tuned"])
+@pytest.mark.parametrize("batch", [1, 8, 14, 32])
+def test_small_products_in_sequence_compile_and_report_their_format_at_any_batch(precision, batch):
+    if precision != "fp32" and not has_bf16():
+        pytest.skip("this processor has no bf16")
+    shipped = Surrogate.load("clic-ecal")  # OpenVINO's fusion of its layer energies crashes below 15 events
+    compiled = compile_surrogate(shipped, precision, batch=batch)
+    assert set(compiled.precision_report()) == set(mac_layers(read_model(shipped, precision)[0]).values())
+    showers = compiled.run(normal_latents(3, 0, batch, shipped.manifest.latent_size), np.full(batch, 2e4, np.float32))
+    assert np.isfinite(showers).all()
+
+
 def test_an_error_in_the_input_ends_the_map_and_leaves_the_engine_usable(surrogate, latent, energy, reference):
     compiled = compile_surrogate(surrogate, "fp32", batch=8, streams=2)
 

@@ -24,6 +24,21 @@ InferencePrecision = Literal["f32", "bf16"]
 
 _MAC_OPERATORS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul"}
 _FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+_ELEMENTWISE = {
+    "Add",
+    "Divide",
+    "Gelu",
+    "Maximum",
+    "Minimum",
+    "Multiply",
+    "Power",
+    "PRelu",
+    "Relu",
+    "Sigmoid",
+    "Subtract",
+    "Swish",
+    "Tanh",
+}
 _LARGEST_TENSOR = 2**28  # elements per event that a graph may ask for
 
 
@@ -134,6 +149,7 @@ class OpenVinoGenerator(CompiledGenerator):
         inputs = {name: model.input(name) for name in ("latent", "incident_energy")}
         _check_sizes(model, {name: _shape(port, 1) for name, port in inputs.items()})
         model.reshape({port: _shape(port, batch) for port in inputs.values()})
+        _keep_products_apart(model)
         properties = {
             # The default is bf16 where there is hardware for it; where there is none, bf16 would be emulated.
             "INFERENCE_PRECISION_HINT": inference_precision if has_bf16() else "f32",
@@ -141,9 +157,6 @@ class OpenVinoGenerator(CompiledGenerator):
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams * threads,
             "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
-            # OpenVINO 2026.4.1 crashes (SIGSEGV in compile_model) when its Snippets fuse two small f32 matrix products, a
-            # softmax and a product with a second input in a static graph.
-            "SNIPPETS_MODE": "DISABLE",
         }
         self._compiled = _core().compile_model(model, "CPU", properties)
         self._latent, self._energy = (self._compiled.input(name) for name in inputs)
@@ -271,6 +284,31 @@ def _shape(port: Any, batch: int | None) -> Any:  # noqa: ANN401
     shape = port.get_partial_shape()
     shape[0] = openvino.Dimension(-1 if batch is None else batch)
     return shape
+
+
+def _keep_products_apart(model: openvino.Model) -> None:
+    """Lift element-wise operations on matrices to three dimensions, so that matrix products are not fused across them.
+
+    OpenVINO fuses sequences of small matrix products of rank two, with what is element-wise between them, into one kernel. 2026.4.1
+    crashes while compiling one that ends in an operation on a second computed matrix (SIGSEGV), and does not report in which
+    precision the products in it run.
+    """
+    from openvino import opset13 as operators
+
+    last = operators.constant(np.array([-1]))
+    for op in model.get_ordered_ops():
+        if op.get_type_name() not in _ELEMENTWISE or op.get_output_partial_shape(0).rank != 2:
+            continue
+        if any(source.get_node().get_type_name() == "Constant" for source in op.input_values()):
+            continue  # such as adding a bias, which belongs to its product
+        users = op.output(0).get_target_inputs()
+        for place in range(op.get_input_size()):
+            op.input(place).replace_source_output(operators.unsqueeze(op.input_value(place), last).output(0))
+        op.validate_and_infer_types()
+        flat = operators.squeeze(op, last).output(0)
+        for user in users:
+            user.replace_source_output(flat)
+    model.validate_nodes_and_infer_types()
 
 
 def _check_sizes(model: openvino.Model, shapes: dict[str, Any]) -> None:
