@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minicarlo.errors import InvalidCondition
-from minicarlo.sampling import BLOCK, EnergyDistribution, event_seed, normal_latents
+from minicarlo.sampling import BLOCK, AngleDistribution, EnergyDistribution, event_seed, normal_latents
 
 SEEDS = st.integers(0, 2**64 - 1)
 # up to 2^50: far beyond any run, and above 2^32, where a counter of half the width would wrap
@@ -146,3 +146,46 @@ def test_seeds_and_event_numbers_out_of_range_are_refused(seed: int, start: int,
         normal_latents(seed, start, count, 4)
     with pytest.raises(InvalidCondition):
         EnergyDistribution.parse("1GeV:2GeV").sample(seed, start, count)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30deg", (30, 30, "fixed")),
+        ("0deg:30deg", (0, 30, "uniform")),
+        ("-180deg:180DEG:uniform", (-180, 180, "uniform")),
+        ("0 deg : 0.5rad : cos", (0, 90 / np.pi, "cos")),
+    ],
+)
+def test_angles_are_read_with_their_units(text: str, expected: tuple[float, float, str]) -> None:
+    distribution = AngleDistribution.parse(text)
+    assert (distribution.low_deg, distribution.high_deg, distribution.kind) == pytest.approx(expected)
+    assert AngleDistribution.parse(str(distribution)) == distribution
+
+
+@pytest.mark.parametrize(
+    "text", ["", "30", "deg", "30GeV", "30deg:10deg", "0deg:400deg", "nandeg", "0deg:9deg:log", "1deg:1deg", "-9deg:9deg:cos"]
+)
+def test_malformed_angles_are_refused_with_a_short_remedy(text: str) -> None:
+    with pytest.raises(InvalidCondition, match="deg") as caught:
+        AngleDistribution.parse(text)
+    assert len(str(caught.value)) < 300
+
+
+def test_angles_fill_their_range_uniformly_in_the_angle_or_in_its_cosine() -> None:
+    for text, transform in (("10deg:70deg", np.asarray), ("10deg:70deg:cos", np.cos)):
+        angles = AngleDistribution.parse(text).sample("theta", 3, 0, 20_000).astype(float)
+        low, high = np.sort(transform(np.radians([10.0, 70.0])))
+        values = (transform(angles) - low) / (high - low)
+        assert -1e-6 < values.min() < 0.001 and 0.999 < values.max() < 1 + 1e-6
+        assert abs(values.mean() - 0.5) < 4 / np.sqrt(12 * 20_000)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=SEEDS, start=STARTS, count=st.integers(0, 200), cut=st.integers(0, 200))
+def test_angles_of_an_event_do_not_depend_on_how_the_work_is_cut_up(seed: int, start: int, count: int, cut: int) -> None:
+    distribution, cut = AngleDistribution.parse("0deg:30deg"), min(cut, count)
+    whole = distribution.sample("phi", seed, start, count)
+    parts = [distribution.sample("phi", seed, start, cut), distribution.sample("phi", seed, start + cut, count - cut)]
+    assert np.array_equal(whole, np.concatenate(parts))
+    assert count == 0 or not np.array_equal(whole, distribution.sample("theta", seed, start, count))

@@ -19,8 +19,9 @@ from minicarlo.errors import InvalidCondition
 BLOCK = 64
 """Events that share one draw from the generator."""
 
-_LATENTS, _ENERGIES = 1, 2  # stream identifiers
+_LATENTS, _ENERGIES, _THETA, _PHI = 1, 2, 3, 4  # stream identifiers
 _UNITS = {"eV": 1e-6, "keV": 1e-3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
+_DEGREES = {"deg": 1.0, "rad": 180 / math.pi, "mrad": 0.18 / math.pi}
 _SEED_RANGE = 2**31 - 2
 
 
@@ -92,16 +93,71 @@ class EnergyDistribution:
         _check(seed, start, count)
         if self.kind == "fixed":
             return np.full(count, self.low_mev, np.float32)
-        result = np.empty(count, np.float32)
-        for block, rows, target in _blocks(start, count):
-            uniform = _generator(seed, _ENERGIES, block).random(BLOCK)
-            if self.kind == "log":
-                low, high = math.log(self.low_mev), math.log(self.high_mev)
-                energies = np.exp(low + (high - low) * uniform)
-            else:
-                energies = self.low_mev + (self.high_mev - self.low_mev) * uniform
-            result[target] = energies.astype(np.float32)[rows]
-        return np.clip(result, _inside(self.low_mev, math.inf), _inside(self.high_mev, 0.0))
+        uniform = _uniform(seed, _ENERGIES, start, count)
+        if self.kind == "log":
+            low, high = math.log(self.low_mev), math.log(self.high_mev)
+            energies = np.exp(low + (high - low) * uniform)
+        else:
+            energies = self.low_mev + (self.high_mev - self.low_mev) * uniform
+        return np.clip(energies.astype(np.float32), _inside(self.low_mev, math.inf), _inside(self.high_mev, 0.0))
+
+
+@dataclass(frozen=True)
+class AngleDistribution:
+    """Angles in degrees: one, or uniform in the angle or in its cosine between two."""
+
+    low_deg: float
+    high_deg: float
+    kind: Literal["fixed", "uniform", "cos"]
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("fixed", "uniform", "cos"):
+            raise InvalidCondition(f"Angle distribution {self.kind!r} is unknown: choose uniform or cos.")
+        if not -360 <= self.low_deg <= self.high_deg <= 360 or (self.kind == "fixed") != (self.low_deg == self.high_deg):
+            raise InvalidCondition(
+                f"Angles {self.low_deg:g} to {self.high_deg:g} degrees are no {self.kind} distribution: give one angle (30deg) "
+                "or two that differ, the smaller first (0deg:30deg), within one turn."
+            )
+        if self.kind == "cos" and not 0 <= self.low_deg <= self.high_deg <= 180:
+            raise InvalidCondition("Angles uniform in the cosine must lie between 0deg and 180deg.")
+
+    @classmethod
+    def parse(cls, text: str) -> AngleDistribution:
+        """Read "30deg", "0deg:30deg" (uniform in the angle) or "0deg:30deg:cos" (uniform in its cosine).
+
+        Raises InvalidCondition.
+        """
+        parts = [part.strip() for part in str(text).split(":")]
+        angles = [_quantity(part, _DEGREES) for part in parts[:2]]
+        kind = parts[2] if len(parts) == 3 else "uniform"
+        if None in angles or len(parts) > 3 or kind not in ("uniform", "cos"):
+            raise InvalidCondition(
+                f"Angle {str(text)!r:.80} is not understood: write one angle with its unit (30deg), or a range and how it is "
+                "filled (0deg:30deg:uniform, 0deg:30deg:cos). Units are deg, rad, mrad."
+            )
+        low, high = angles[0] or 0.0, angles[-1] or 0.0
+        return cls(low, high, "fixed" if len(parts) == 1 else "cos" if kind == "cos" else "uniform")
+
+    def __str__(self) -> str:
+        if self.kind == "fixed":
+            return f"{self.low_deg!r}deg".replace(".0deg", "deg")
+        return f"{self.low_deg!r}deg:{self.high_deg!r}deg:{self.kind}".replace(".0deg", "deg")
+
+    def sample(self, which: Literal["theta", "phi"], seed: int, start: int, count: int) -> NDArray[np.float32]:
+        """Angles in radians of events start .. start + count - 1 of `seed`, shape (count,) float32.
+
+        Theta and phi are independent. Raises InvalidCondition for a seed outside [0, 2^64) or a negative start or count.
+        """
+        _check(seed, start, count)
+        low, high = math.radians(self.low_deg), math.radians(self.high_deg)
+        if self.kind == "fixed":
+            return np.full(count, low, np.float32)
+        uniform = _uniform(seed, _THETA if which == "theta" else _PHI, start, count)
+        if self.kind == "cos":
+            angles = np.arccos(math.cos(low) + (math.cos(high) - math.cos(low)) * uniform)
+        else:
+            angles = low + (high - low) * uniform
+        return angles.astype(np.float32)
 
 
 def event_seed(seed: int, index: int) -> int:
@@ -131,6 +187,14 @@ def _blocks(start: int, count: int) -> list[tuple[int, slice, slice]]:
     ]
 
 
+def _uniform(seed: int, stream: int, start: int, count: int) -> NDArray[np.float64]:
+    """Numbers in [0, 1) of events start .. start + count - 1, shape (count,)."""
+    result = np.empty(count)
+    for block, rows, target in _blocks(start, count):
+        result[target] = _generator(seed, stream, block).random(BLOCK)[rows]
+    return result
+
+
 def _generator(seed: int, stream: int, block: int) -> np.random.Generator:
     key = np.array([seed, stream], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, block, 0], np.uint64)))
@@ -153,11 +217,19 @@ def _inside(bound: float, towards: float) -> np.float32:
 
 
 def _parse_energy(part: str, text: str) -> float:
-    found = re.fullmatch(r"(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)\s*(\w+)", part)
-    units = {name.lower(): factor for name, factor in _UNITS.items()}
-    if not found or found.group(2).lower() not in units:
+    energy = _quantity(part, _UNITS)
+    if energy is None or part.startswith("-"):
         raise _malformed(text)
-    return float(found.group(1)) * units[found.group(2).lower()]
+    return energy
+
+
+def _quantity(text: str, units: dict[str, float]) -> float | None:
+    """A number with one of `units` (upper or lower case), times the unit's factor; None if it is not that."""
+    found = re.fullmatch(r"(-?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?))\s*(\w+)", text)
+    factors = {name.lower(): factor for name, factor in units.items()}
+    if not found or found.group(2).lower() not in factors:
+        return None
+    return float(found.group(1)) * factors[found.group(2).lower()]
 
 
 def _malformed(text: str) -> InvalidCondition:
