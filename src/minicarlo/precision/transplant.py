@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minicarlo.errors import TuningError
 from minicarlo.precision.ir import CARRIERS
 
 if TYPE_CHECKING:
@@ -190,7 +191,9 @@ def _copied(node: Any) -> Any:  # noqa: ANN401
         return opset13.fake_quantize(*sources, int(node.get_attributes()["levels"]))
     if kind == "Reshape":
         return opset13.reshape(*sources, bool(node.get_attributes().get("special_zero", False)))
-    raise NotImplementedError(f"Weights computed by {kind}")
+    raise TuningError(
+        f"Layer weights computed by the operation {kind} cannot be quantised. Fold them into a constant before tuning."
+    )
 
 
 def _is(node: Any, kind: str) -> bool:  # noqa: ANN401
