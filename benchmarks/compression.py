@@ -1,0 +1,32 @@
+"""How fast showers deflate, and into how many bytes: `python benchmarks/compression.py showers.h5`, one core, CPU time."""
+
+import sys
+import time
+import zlib
+
+import numpy as np
+from zlib_ng import zlib_ng
+
+from minicarlo.events import read_events
+
+CHUNK, EVENTS, ROUNDS = 64, 1984, 5
+
+
+def main(path: str) -> None:
+    showers = read_events(path, stop=EVENTS).samples.astype(np.float32)
+    chunks = [showers[start : start + CHUNK].tobytes() for start in range(0, len(showers), CHUNK)]
+    cases = [("zlib", 1, zlib.compress), *(("zlib-ng", level, zlib_ng.compress) for level in (1, 2, 3))]
+    seconds: dict[tuple[str, int], list[float]] = {case[:2]: [] for case in cases}
+    size = {}
+    for _ in range(ROUNDS):
+        for name, level, compress in cases:
+            start = time.process_time()
+            size[name, level] = sum(len(compress(chunk, level)) for chunk in chunks)
+            seconds[name, level].append(time.process_time() - start)
+    for case, times in seconds.items():
+        rate, bytes_per_shower = len(showers) / np.median(times), size[case] / len(showers)
+        print(f"{case[0]:8s} level {case[1]}: {rate:7,.0f} showers/s, {bytes_per_shower:6,.0f} bytes per shower")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
