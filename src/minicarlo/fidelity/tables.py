@@ -62,7 +62,12 @@ def profiles(reference: Measured, candidate: Measured) -> dict[str, Profile]:
 
 
 def images(reference: Measured, candidate: Measured) -> dict[str, ImagePair]:
-    """Mean shower projected to zx, zy (rows x or y, columns z) and xy (rows x, columns y), MeV per cell of the projection."""
+    """Mean shower projected to zx, zy (rows x or y, columns z) and xy (rows x, columns y), MeV per cell of the projection.
+
+    Nothing for a sub-sample, which has no images.
+    """
+    if not (reference.images and candidate.images):
+        return {}
     weights = stratum_weights(reference, candidate)
     pictures: dict[str, list[Float]] = {}
     for measured, weight in zip((reference, candidate), weights, strict=True):
@@ -79,7 +84,7 @@ def energy_profiles(reference: Measured, candidate: Measured, edges: Float) -> l
     """Profiles in every bin of incident energy that both sets have 20 events in."""
     found = []
     for low, high in zip(edges[:-1], edges[1:], strict=True):
-        ours, theirs = (_within(measured, low, high) for measured in (reference, candidate))
+        ours, theirs = (measured[(measured.energy >= low) & (measured.energy < high)] for measured in (reference, candidate))
         if min(len(ours), len(theirs)) >= 20:
             both = profiles(ours, theirs)
             found.append(BinProfiles(low=low, high=high, longitudinal=both["longitudinal"], lateral=both["lateral"]))
@@ -162,23 +167,6 @@ def _stratified(values: NDArray[np.floating], strata: NDArray[np.int64], weights
     pooled = squares.sum(axis=0) / max(len(x) - len(numbers), 1)
     variance = np.where(counts[:, None] > 2, squares / np.maximum(counts[:, None] - 1, 1), pooled)
     return (weight * counts) @ mean, np.sqrt((weight**2 * counts) @ variance)
-
-
-def _within(measured: Measured, low: float, high: float) -> Measured:
-    """The part of a set that profiles need, between two energies."""
-    chosen = (measured.energy >= low) & (measured.energy < high)
-    return Measured(
-        detector=measured.detector,
-        threshold_mev=measured.threshold_mev,
-        energy=measured.energy[chosen],
-        values={"layer_energy": measured.values["layer_energy"][chosen]},
-        rings=measured.rings[chosen],
-        along={},
-        cells=measured.cells[:0],
-        offsets=measured.offsets[:1],
-        images={},
-        empty=0,
-    )
 
 
 def _replicas(transposed: sparse.csr_matrix, weights: NDArray[np.uint8]) -> Float:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,52 +12,18 @@ from scipy.stats import ks_2samp
 
 from minicarlo.errors import IncompatibleEventSets, InvalidConfig
 from minicarlo.events import EventSet
-from minicarlo.fidelity import classifier, tables
-from minicarlo.fidelity.binning import edges_of, energy_edges
-from minicarlo.fidelity.cern import CernFigure
-from minicarlo.fidelity.classifier import Separation, classify
-from minicarlo.fidelity.distances import (
-    GRID,
-    LAYER_GRID,
-    CorrelationDistance,
-    Distance,
-    EnergyDependence,
-    Float,
-    ProfileDeviation,
-    SeparationPower,
-    Wasserstein,
-    bin_index,
-    grid_edges,
-)
-from minicarlo.fidelity.frechet import fpd, kpd
-from minicarlo.fidelity.observables import UNITS, Measured, high_level_features, measure
-from minicarlo.fidelity.resampling import Resampled, Resamples, family_p_values, resample
-from minicarlo.fidelity.scorecard import (
-    DIFFERS,
-    INDISTINGUISHABLE,
-    CernBin,
-    CernScore,
-    ClassifierScore,
-    Histogram,
-    LayerScore,
-    ObservableScore,
-    Sample,
-    Score,
-    Scorecard,
-)
+from minicarlo.fidelity import tables
+from minicarlo.fidelity.binning import energy_edges
+from minicarlo.fidelity.comparison import OBSERVABLES_ALPHA, Comparison, Progress
+from minicarlo.fidelity.multivariate import CLASSIFIER_ALPHA, classifier_score, fpd_score, kpd_score
+from minicarlo.fidelity.observables import Measured, high_level_features, measure
+from minicarlo.fidelity.resampling import Resamples
+from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, ClassifierScore, Sample, Scorecard
 
 FEWEST = 50
 """Events needed on either side."""
-OBSERVABLES_ALPHA = 0.03
-CLASSIFIER_ALPHA = 0.01
-"""Chances of a false alarm: of any observable, of each of two classifiers; together the verdict's 5 %."""
 
 _HALVES = 20
-_LAYER_HISTOGRAMS = 5
-_CORRELATED = ("response", "occupancy", "centre_x", "centre_y", "centre_z", "width_x", "width_y", "width_z", "lateral_mean")
-_DEVIATIONS = ("linearity", "resolution", "longitudinal_profile", "lateral_profile", "correlation")
-
-Progress = Callable[[int, int], None]
 
 
 def validate(
@@ -88,28 +53,61 @@ def validate(
     """
     started = time.monotonic()
     _check_settings(bootstrap, permutations, energy_bins, threshold_mev, classifiers)
-    report = _Steps(progress)
-    ours = measure(reference, threshold_mev, progress=report.part(0, 35))
-    theirs = measure(candidate, threshold_mev, progress=report.part(35, 70))
+    steps = Steps(progress)
+    ours = measure(reference, threshold_mev, progress=steps.part(0, 35))
+    theirs = measure(candidate, threshold_mev, progress=steps.part(35, 70))
+    card = compare(
+        ours,
+        theirs,
+        seed=seed,
+        bootstrap=bootstrap,
+        permutations=permutations,
+        energy_bins=energy_bins,
+        classifiers=classifiers,
+        feature_distances=feature_distances,
+        progress=steps.part(70, 100),
+    )
+    for sample, source in ((card.reference, reference), (card.candidate, candidate)):
+        sample.path = None if isinstance(source, EventSet) else str(source)
+    card.seconds = round(time.monotonic() - started, 2)
+    return card
+
+
+def compare(
+    ours: Measured,
+    theirs: Measured,
+    *,
+    seed: int = 0,
+    bootstrap: int = 100,
+    permutations: int = 300,
+    energy_bins: Sequence[float] | None = None,
+    classifiers: Sequence[str] = (),
+    feature_distances: bool = False,
+    progress: Progress | None = None,
+) -> Scorecard:
+    """`validate` for sets that are measured already, the reference first; by default what is quick."""
+    started = time.monotonic()
+    _check_settings(bootstrap, permutations, energy_bins, ours.threshold_mev, classifiers)
     _check_compatible(ours, theirs)
+    steps = Steps(progress)
     edges = np.asarray(energy_bins, np.float64) if energy_bins is not None else energy_edges(ours.energy, theirs.energy)
     resamples = Resamples.draw(
         ours.strata, theirs.strata, permutations=permutations, bootstrap=bootstrap, halves=_HALVES, seed=seed
     )
-    comparison = _Comparison(ours, theirs, resamples, edges)
-    comparison.compare(report.part(70, 85))
+    comparison = Comparison(ours, theirs, resamples, edges)
+    comparison.compare(steps.part(0, 50))
     features = high_level_features(ours), high_level_features(theirs)
     scores: dict[str, ClassifierScore | None] = dict.fromkeys(("high", "low", "cnn", "trees"))
     for place, method in enumerate(classifiers):
-        report.part(85, 95)(place, len(classifiers))
-        scores[method] = _classifier_score(method, *features, ours.energy, theirs.energy, seed)
-    report.part(95, 100)(0, 1)
+        steps.part(50, 85)(place, len(classifiers))
+        scores[method] = classifier_score(method, *features, ours.energy, theirs.energy, seed)
+    steps.part(85, 100)(0, 1)
     card = Scorecard(
         verdict=INDISTINGUISHABLE,
         observables=comparison.scores(),
         classifier=scores,
-        fpd=_fpd_score(*features, seed) if feature_distances else None,
-        kpd=_kpd_score(*features, seed) if feature_distances else None,
+        fpd=fpd_score(*features, seed) if feature_distances else None,
+        kpd=kpd_score(*features, seed) if feature_distances else None,
         cern_error=comparison.cern(),
         response=tables.energy_table(comparison.linearity, resamples, edges),
         resolution=(resolution := tables.energy_table(comparison.resolution, resamples, edges)),
@@ -122,8 +120,8 @@ def validate(
         correlations=tables.correlations(comparison.correlation, comparison.correlated, len(ours)),
         detector=ours.detector.name,
         threshold_mev=ours.threshold_mev,
-        reference=_sample(reference, ours),
-        candidate=_sample(candidate, theirs),
+        reference=_sample(ours),
+        candidate=_sample(theirs),
         settings={
             "seed": seed,
             "bootstrap": bootstrap,
@@ -136,165 +134,11 @@ def validate(
     )
     card.verdict = DIFFERS if card.differing else INDISTINGUISHABLE
     card.seconds = round(time.monotonic() - started, 2)
-    report.part(0, 100)(1, 1)
+    steps.part(0, 100)(1, 1)
     return card
 
 
-class _Comparison:
-    """All distances of two measured sets under one set of resamples."""
-
-    def __init__(self, ours: Measured, theirs: Measured, resamples: Resamples, edges: Float) -> None:
-        self.ours, self.theirs, self.resamples, self.edges = ours, theirs, resamples, edges
-        bins = np.searchsorted(edges, self.pooled_energy(), side="right") - 1
-        response = self.pooled("response")
-        self.linearity = EnergyDependence.of(response, bins, len(edges) - 1, 1)
-        self.resolution = EnergyDependence.of(response, bins, len(edges) - 1, 2)
-        layers = self.pooled("layer_fraction")
-        self.correlated = [*_CORRELATED, *(f"layer_fraction_{layer}" for layer in range(layers.shape[1]))]
-        self.correlation = CorrelationDistance.of(
-            np.concatenate([np.stack([self.pooled(name) for name in _CORRELATED], axis=1), layers], axis=1)
-        )
-        self.found: dict[tuple[str, str], Resampled] = {}
-        self.family: dict[str, list[tuple[Float, Float]]] = {}
-        self.histograms: dict[str, Histogram] = {}
-        self.layer_histograms: dict[str, list[Histogram]] = {}
-
-    def pooled(self, name: str) -> NDArray[np.float32]:
-        return np.concatenate([self.ours.values[name], self.theirs.values[name]])
-
-    def pooled_energy(self) -> NDArray[np.float64]:
-        return np.concatenate([self.ours.energy, self.theirs.energy]).astype(np.float64)
-
-    def compare(self, progress: Progress) -> None:
-        """Resample every distance; keep values and scores, drop features one by one."""
-        energy = self.pooled_energy()[:, None]
-        names = list(self.ours.values)
-        for done, name in enumerate(names):
-            self._observable(name)
-            progress(done, len(names) + 3)
-        self._cells()
-        progress(len(names) + 1, len(names) + 3)
-        rings = np.concatenate([self.ours.rings, self.theirs.rings])
-        whole: dict[str, Distance] = {
-            "linearity": self.linearity,
-            "resolution": self.resolution,
-            "longitudinal_profile": ProfileDeviation.of(self.pooled("layer_energy") / energy),
-            "lateral_profile": ProfileDeviation.of(rings / energy),
-            "correlation": self.correlation,
-        }
-        for name, distance in whole.items():
-            self._keep(name, "deviation", distance)
-
-    def scores(self) -> dict[str, ObservableScore]:
-        """A score with its verdict for every observable."""
-        joined = {
-            name: (np.concatenate([value for value, _ in parts]), np.concatenate([null for _, null in parts], axis=1))
-            for name, parts in self.family.items()
-        }
-        p_values = family_p_values(joined)
-        found = {}
-        for name, p_value in p_values.items():
-            parts = {kind: self.found[name, kind] for key, kind in self.found if key == name}
-            fields: dict[str, Any] = {kind: _score(part, -1) for kind, part in parts.items()} | self._means(name)
-            if name.startswith("layer_") or name == "azimuth":
-                columns = len(joined[name][0]) // len(parts) - 1
-                fields["worst_layer"] = _worst(joined[name][0], columns)
-                fields["layers"] = [
-                    LayerScore(layer=k, **{kind: _score(part, k) for kind, part in parts.items()}) for k in range(columns)
-                ]
-            found[name] = ObservableScore(
-                verdict=DIFFERS if p_value < OBSERVABLES_ALPHA else INDISTINGUISHABLE,
-                p_value=p_value,
-                unit=UNITS.get(name, ""),
-                **fields,
-            )
-        order = [name for name in _DEVIATIONS if name in found] + [name for name in found if name not in _DEVIATIONS]
-        return {name: found[name] for name in order}
-
-    def cern(self) -> CernScore | None:
-        """The CERN figure in the bins of energy and in all; None when the sets are too small."""
-        bins = list(zip(self.edges[:-1].tolist(), self.edges[1:].tolist(), strict=True))
-        figure = CernFigure.of(self.ours, self.theirs, [None, *bins] if len(bins) > 1 else [None])
-        if not figure.bins:
-            return None
-        nothing = Resamples(
-            self.resamples.permutations[:1],
-            self.resamples.bootstrap_reference,
-            self.resamples.bootstrap_candidate,
-            self.resamples.halves,
-            self.resamples.matching,
-            self.resamples.shared,
-        )
-        found = resample(figure, nothing)
-        moments = _score(found, 0)
-        return CernScore(
-            **moments.model_dump(),
-            as_coded=2 * found.value[0],
-            profiles=_score(found, 1),
-            bins=[
-                CernBin(
-                    low=limits[0] if limits else None,
-                    high=limits[1] if limits else None,
-                    **_score(found, 2 + k).model_dump(),
-                )
-                for k, limits in enumerate(figure.bins)
-            ],
-        )
-
-    def _observable(self, name: str) -> None:
-        ours, theirs = (measured.values[name].reshape(len(measured), -1) for measured in (self.ours, self.theirs))
-        edges = [edges_of(name, column, self.ours.threshold_mev) for column in ours.T]
-        pooled = np.concatenate([ours, theirs])
-        self._keep(name, "separation_power", SeparationPower.of(pooled, edges))
-        grid = GRID if len(edges) == 1 else LAYER_GRID
-        self._keep(name, "wasserstein", Wasserstein.of(pooled, ours.std(axis=0, dtype=np.float64), grid))
-        made = [tables.histogram(ours[:, k], theirs[:, k], edges[k], UNITS[name]) for k in range(len(edges))]
-        if len(made) == 1:
-            self.histograms[name] = made[0]
-            return
-        self.layer_histograms[name] = made
-        if name == "layer_energy":
-            for k in np.unique(np.linspace(0, len(made) - 1, _LAYER_HISTOGRAMS + 2).round().astype(int)[1:-1]):
-                self.histograms[f"layer_energy_{k}"] = made[k]
-
-    def _cells(self) -> None:
-        """Distances of the spectrum of cells; resampled by event, since cells of one shower go together."""
-        edges = edges_of("cell_energy", self.ours.cells, self.ours.threshold_mev)
-        self.histograms["cell_energy"] = tables.histogram(self.ours.cells, self.theirs.cells, edges, UNITS["cell_energy"])
-        logarithms = [np.log10(measured.cells.astype(np.float64)) for measured in (self.ours, self.theirs)]
-        if min(map(len, logarithms)) < 2:
-            return
-        step = max(1, sum(map(len, logarithms)) // 1_000_000)
-        grid = grid_edges(np.concatenate([part[::step] for part in logarithms]), GRID)
-        widths = np.diff(grid)[None] / (logarithms[0].std() or 1.0)
-        binned, fine = [], []
-        for measured, values in zip((self.ours, self.theirs), logarithms, strict=True):
-            event = np.repeat(np.arange(len(measured)), np.diff(measured.offsets))
-            binned.append(_counts(event, bin_index(measured.cells, edges), len(measured), len(edges) + 1))
-            place = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, GRID - 1)
-            fine.append(_counts(event, place, len(measured), GRID))
-        self._keep("cell_energy", "separation_power", SeparationPower(np.concatenate(binned), len(edges) + 1))
-        self._keep("cell_energy", "wasserstein", Wasserstein(np.concatenate(fine), widths))
-
-    def _keep(self, name: str, kind: str, distance: Distance) -> None:
-        found = resample(distance, self.resamples)
-        self.found[name, kind] = found
-        self.family.setdefault(name, []).append(found.scores(distance.power))
-
-    def _means(self, name: str) -> dict[str, float]:
-        if name == "cell_energy":
-            return {
-                "reference_mean": float(self.ours.cells.mean(dtype=np.float64)),
-                "candidate_mean": float(self.theirs.cells.mean(dtype=np.float64)),
-                "scale": float(np.log10(self.ours.cells.astype(np.float64)).std()),
-            }
-        if name not in self.ours.values or self.ours.values[name].ndim > 1:
-            return {}
-        ours, theirs = (measured.values[name].astype(np.float64) for measured in (self.ours, self.theirs))
-        return {"reference_mean": float(ours.mean()), "candidate_mean": float(theirs.mean()), "scale": float(ours.std())}
-
-
-class _Steps:
+class Steps:
     """Turns the progress of each part into one count to a hundred."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -308,83 +152,9 @@ class _Steps:
         return update
 
 
-def _score(part: Resampled, column: int) -> Score:
-    return Score(value=part.value[column], error=part.error[column], floor=part.floor[column])
-
-
-def _worst(scores: Float, columns: int) -> int:
-    """The column with the largest score in any distance; each distance has its columns and then their mean."""
-    return int(scores.reshape(-1, columns + 1)[:, :columns].max(axis=0).argmax())
-
-
-def _counts(event: NDArray[np.int64], place: NDArray[np.int64], events: int, bins: int) -> NDArray[np.float32]:
-    return np.bincount(event * bins + place, minlength=events * bins).reshape(events, bins).astype(np.float32)
-
-
-def _classifier_score(
-    method: str, ours: Float, theirs: Float, energy: NDArray[np.float32], other: NDArray[np.float32], seed: int
-) -> ClassifierScore | None:
-    if min(len(ours), len(theirs)) < classifier.FEWEST:
-        return None
-    found = classify(method, ours, theirs, groups=np.concatenate([energy, other]).astype(np.float64), seed=seed)
-    order = np.random.default_rng([seed, 12]).permutation(len(ours))
-    first, second = order[: len(ours) // 2], order[len(ours) // 2 :]
-    floor = classify(method, ours[first], ours[second], groups=energy[order].astype(np.float64), seed=seed)
-    edges = _score_edges(found)
-    return ClassifierScore(
-        auc=found.auc,
-        error=found.error,
-        floor=floor.auc,
-        p_value=found.p_value,
-        verdict=DIFFERS if found.p_value < CLASSIFIER_ALPHA else INDISTINGUISHABLE,
-        edges=edges.tolist(),
-        reference=np.histogram(found.reference_scores, edges)[0].tolist(),
-        candidate=np.histogram(found.candidate_scores, edges)[0].tolist(),
-    )
-
-
-def _score_edges(found: Separation) -> Float:
-    every = np.concatenate([found.reference_scores, found.candidate_scores])
-    low, high = every.min(), every.max()
-    return np.linspace(low, high if high > low else low + 1, 41)
-
-
-def _fpd_score(ours: Float, theirs: Float, seed: int) -> Score | None:
-    """FPD with batches of a third to all of the events; None below ten events per feature."""
-    if min(len(ours), len(theirs)) < 10 * ours.shape[1]:
-        return None
-
-    def estimate(first: Float, second: Float) -> tuple[float, float]:
-        most = min(len(first), len(second), 50_000)
-        return fpd(first, second, min_samples=most // 3, max_samples=most, num_batches=3, num_points=4, replace=False, seed=seed)
-
-    value, error = estimate(ours, theirs)
-    random = np.random.default_rng([seed, 13])
-    floors, halves = [], []
-    for _ in range(3):
-        a, b = (np.array_split(random.permutation(len(sample)), 2) for sample in (ours, theirs))
-        floors.append(estimate(ours[a[0]], ours[a[1]])[0])
-        halves += [estimate(ours[one], theirs[two])[0] for one, two in zip(a, b, strict=True)]
-    return Score(value=value, error=np.hypot(np.std(halves, ddof=1) / np.sqrt(2), error), floor=float(np.mean(floors)))
-
-
-def _kpd_score(ours: Float, theirs: Float, seed: int) -> Score | None:
-    """KPD of ten batches; None below 500 events. Its error is that of a median of batches: half their 68 % range."""
-    fewest = min(len(ours), len(theirs))
-    if fewest < 500:
-        return None
-    value, error = kpd(ours, theirs, batch_size=min(2500, fewest // 2), replace=False, seed=seed)
-    order = np.random.default_rng([seed, 14]).permutation(len(ours))
-    half = len(ours) // 2
-    floor, _ = kpd(
-        ours[order[:half]], ours[order[half:]], batch_size=min(2500, fewest // 2, half), num_batches=4, replace=False, seed=seed
-    )
-    return Score(value=value, error=error, floor=floor)
-
-
-def _sample(source: EventSet | Path | str, measured: Measured) -> Sample:
+def _sample(measured: Measured) -> Sample:
     return Sample(
-        path=None if isinstance(source, EventSet) else str(source),
+        path=None,
         events=len(measured),
         low_mev=float(measured.energy.min()),
         high_mev=float(measured.energy.max()),
