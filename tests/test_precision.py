@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -15,6 +16,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from minicarlo.cli import main
@@ -23,9 +26,10 @@ from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import EventSet, write_events
 from minicarlo.precision import Calibration, Plan, Quantizer, Trial, compile_planned, get_criterion, tune
 from minicarlo.precision.criterion import summarise
+from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History
-from minicarlo.precision.plan import FORMATS, Layer, estimated_speedup, int8_share
-from minicarlo.precision.strategies import STRATEGIES, Fallback
+from minicarlo.precision.plan import FORMATS, RELATIVE_COST, Layer, estimated_speedup, int8_share
+from minicarlo.precision.strategies import STRATEGIES, Fallback, Pareto
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate, save_surrogate
 from small_surrogate import LAYERS, make_small_surrogate
@@ -342,11 +346,12 @@ def test_samples_that_are_not_finite_never_pass(showers):
 class Landscape:
     """Layers whose harm adds up; the plan passes below the tolerance."""
 
-    def __init__(self, harm, tolerance=0.03, missing=()):
+    def __init__(self, harm, tolerance=0.03, missing=(), strategy=Fallback, cost=None):
         self.harm, self.tolerance, self.missing, self.asked = harm, tolerance, set(missing), []
         self.layers = tuple(Layer(name, "MatMul", 10) for name in {layer for layer, _ in harm})
         self.layers = tuple(sorted(self.layers, key=lambda layer: layer.name))
-        self.strategy = Fallback(self.layers, FORMATS, tolerance, self.sensitivity)
+        self.cost = cost or (lambda layer, form: RELATIVE_COST[form])
+        self.strategy = strategy(self.layers, FORMATS, tolerance, self.sensitivity, self.cost)
 
     def sensitivity(self, layer, form):
         return math.inf if (layer, form) in self.missing else self.harm.get((layer, form), 0.0)
@@ -361,7 +366,7 @@ class Landscape:
             self.asked.append(plan)
             if accepted:
                 passed.append(plan)
-            self.strategy.tell(Trial(len(self.asked), dict(plan), plan.describe(), ran, followed, accepted, ""))
+            self.strategy.tell(Trial(len(self.asked), dict(plan), plan.describe(), ran, followed, accepted, "", high=value))
         return passed
 
 
@@ -399,6 +404,52 @@ def test_fallback_ends_with_all_fp32_when_nothing_else_passes():
 def test_fallback_strikes_formats_that_the_runtime_does_not_run():
     world = Landscape({(n, "int8"): 0.001 for n in "abc"}, missing=[("b", "int8"), ("b", "bf16")])
     assert world.run()[-1] == {"a": "int8", "b": "fp32", "c": "int8"}
+
+
+def test_pareto_is_content_with_all_int8_when_it_passes_and_measures_nothing_else():
+    world = Landscape({(n, "int8"): 0.001 for n in "abcdef"}, strategy=Pareto)
+    world.strategy._sensitivity = None
+    assert world.run() == [Plan.uniform(world.layers, "int8")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_pareto_finds_nearly_the_fastest_plan_in_a_handful_of_trials_where_harms_add_up(seed):
+    random = np.random.default_rng(seed)
+    names = "abcdef"
+    harm = {(n, f): float(random.lognormal(-5, 1.5)) * scale for n in names for f, scale in (("int8", 1), ("bf16", 0.2))}
+    cost = {n: float(random.lognormal(0, 1)) for n in names}
+    seconds = lambda layer, form: cost[layer] * RELATIVE_COST[form]  # noqa: E731
+    world = Landscape(harm, strategy=Pareto, cost=seconds)
+    passed = world.run()
+    time = lambda plan: sum(seconds(n, f) for n, f in plan.items())  # noqa: E731
+    best = min(
+        sum(seconds(n, f) for n, f in zip(names, forms, strict=True))
+        for forms in itertools.product(FORMATS, repeat=len(names))
+        if sum(harm.get(pair, 0.0) for pair in zip(names, forms, strict=True)) <= world.tolerance
+    )
+    assert min(map(time, passed)) <= 1.15 * best
+    assert len(world.asked) <= 9
+    assert len({plan.key for plan in world.asked}) == len(world.asked)
+
+
+def test_pareto_strikes_formats_that_the_runtime_does_not_run():
+    world = Landscape({(n, "int8"): 0.001 for n in "abc"}, missing=[("b", "int8"), ("b", "bf16")], strategy=Pareto)
+    assert world.run()[-1] == {"a": "int8", "b": "fp32", "c": "int8"}
+
+
+def test_pareto_ends_when_nothing_passes():
+    harm = {(n, form): 0.5 for n in "abc" for form in ("int8", "bf16")}
+    world = Landscape(harm, strategy=Pareto)
+    assert world.run() == [Plan.uniform(world.layers, "fp32")]
+    assert world.strategy.ask() is None
+
+
+def test_layer_costs_are_the_runtimes_own_and_cover_every_layer(small, quantizer):
+    criterion = get_criterion("fidelity", threshold_mev=0.05, confidence=0.95, seed=0)
+    evaluation = Evaluation(small, quantizer, criterion, events=128, seed=1)
+    seconds = evaluation.layer_seconds(Plan.uniform(quantizer.layers, "fp32"))
+    assert set(seconds) == set(LAYERS) and min(seconds.values()) > 0
 
 
 # The study

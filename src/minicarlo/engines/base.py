@@ -47,6 +47,14 @@ class CompiledGenerator(ABC):
     def precision_report(self) -> PrecisionReport:
         """The format each layer with multiply-accumulates runs in, as the runtime itself reports it."""
 
+    @abstractmethod
+    def layer_seconds(self, latent: Array, incident_energy: Array, rounds: int = 5) -> dict[str, float]:
+        """Median seconds of each layer in one inference of (batch, L) latents, by the runtime's own clock.
+
+        With a layer count what the runtime fused into it and the reorders and conversions before and after it. The generator
+        must have been compiled to be profiled.
+        """
+
     def assert_precision(self, expected: str | PrecisionReport) -> None:
         """Raise UnsupportedPrecision unless the layers run in `expected`: one format for all, or one for each named layer."""
         ran = self.precision_report()

@@ -54,6 +54,11 @@ class Evaluation:
         """The plan, ready to run on all cores."""
         return compile_planned(self._quantizer.apply(plan), batch=BATCH, streams=usable_cores())
 
+    def layer_seconds(self, plan: Plan) -> dict[str, float]:
+        """Time of each layer in one batch of a plan, on one core."""
+        profiled = compile_planned(self._quantizer.apply(plan), batch=BATCH, profile=True)
+        return profiled.layer_seconds(*self._inputs(_SEARCH, BATCH))
+
     def search(self, generator: CompiledGenerator) -> Comparison:
         """The criterion on the events of the search."""
         return self._compare(generator, _SEARCH, self._events)

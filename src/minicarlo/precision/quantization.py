@@ -125,13 +125,15 @@ class Quantizer:
             )
 
 
-def compile_planned(model: PlannedModel, *, batch: int | None = None, streams: int = 1, threads: int = 1) -> CompiledGenerator:
+def compile_planned(
+    model: PlannedModel, *, batch: int | None = None, streams: int = 1, threads: int = 1, profile: bool = False
+) -> CompiledGenerator:
     """Compile a planned model for the processor."""
     with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
         path = Path(folder, "model.xml")
         path.write_bytes(model.xml)
         path.with_suffix(".bin").write_bytes(model.weights)
-        return compile_model(path, model.inference_precision, batch=batch, streams=streams, threads=threads)
+        return compile_model(path, model.inference_precision, batch=batch, streams=streams, threads=threads, profile=profile)
 
 
 def _planned_operations(model: openvino.Model) -> dict[str, str]:

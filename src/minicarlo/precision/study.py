@@ -14,6 +14,7 @@ from minicarlo.engines import CompiledGenerator, machine
 from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import events_info
 from minicarlo.files import check_writable
+from minicarlo.precision.cost import LayerCost
 from minicarlo.precision.criterion import Comparison, ProfileCriterion, get_criterion
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History, plain
@@ -129,7 +130,7 @@ def tune(
         timing_seconds=timing_seconds if objective == "time" else None,
         progress=progress,
     )
-    search = chosen_strategy(quantizer.layers, allowed, tolerance, study.sensitivity)
+    search = chosen_strategy(quantizer.layers, allowed, tolerance, study.sensitivity, study.cost)
     try:
         while not study.budget.spent and (plan := search.ask()) is not None:
             search.tell(study.evaluate(plan))
@@ -183,6 +184,7 @@ class Study:
         self._probes = 0
         self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history.sensitivities, self._record)
         self._probe_seconds = 0.0
+        self.cost = LayerCost(quantizer.layers, None if timing_seconds is None else self._layer_seconds)
         self.trials: list[Trial] = []
 
     def evaluate(self, plan: Plan) -> Trial:
@@ -262,6 +264,9 @@ class Study:
         self._probe_seconds = time.monotonic() - start
         self._tick()
         return value
+
+    def _layer_seconds(self, form: str) -> dict[str, float]:
+        return self._evaluation.layer_seconds(Plan.uniform(self._quantizer.layers, form))
 
     def _record(self, layer: str, form: str, value: float) -> None:
         self._history.add_sensitivity(layer, form, value, self._probe_seconds)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from minicarlo.errors import TuningError
-from minicarlo.precision.strategies.base import Sensitivity, Strategy, Trial
+from minicarlo.precision.strategies.base import Cost, Sensitivity, Strategy, Trial
 from minicarlo.precision.strategies.fallback import Fallback
+from minicarlo.precision.strategies.pareto import Pareto
 
-STRATEGIES: dict[str, type[Strategy]] = {"fallback": Fallback}
+STRATEGIES: dict[str, type[Strategy]] = {"fallback": Fallback, "pareto": Pareto}
 
-__all__ = ["STRATEGIES", "Fallback", "Sensitivity", "Strategy", "Trial", "get_strategy"]
+__all__ = ["STRATEGIES", "Cost", "Fallback", "Pareto", "Sensitivity", "Strategy", "Trial", "get_strategy"]
 
 
 def get_strategy(name: str) -> type[Strategy]:

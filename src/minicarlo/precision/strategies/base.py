@@ -11,6 +11,9 @@ from minicarlo.precision.plan import Layer, Plan
 Sensitivity = Callable[[str, str], float]
 """(layer, format) to the criterion's value with that layer alone so; measured when first asked for, infinite if it cannot run."""
 
+Cost = Callable[[str, str], float]
+"""(layer, format) to what the layer costs so: seconds, or multiply-accumulates where nothing is timed."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -53,7 +56,7 @@ class Strategy(Protocol):
     """Decides which plan to try next. One per file in this folder; register it in `minicarlo.precision.strategies`."""
 
     def __init__(
-        self, layers: tuple[Layer, ...], formats: tuple[str, ...], tolerance: float, sensitivity: Sensitivity
+        self, layers: tuple[Layer, ...], formats: tuple[str, ...], tolerance: float, sensitivity: Sensitivity, cost: Cost
     ) -> None: ...
 
     def ask(self) -> Plan | None:

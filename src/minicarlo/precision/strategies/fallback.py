@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minicarlo.precision.plan import Layer, Plan
-from minicarlo.precision.strategies.base import Sensitivity, Trial
+from minicarlo.precision.strategies.base import Cost, Sensitivity, Trial
 
 _MOST_CLIMBS = 4
 
@@ -17,7 +17,9 @@ class Fallback:
     trials follows `mse_v2` of Intel Neural Compressor 2.x).
     """
 
-    def __init__(self, layers: tuple[Layer, ...], formats: tuple[str, ...], tolerance: float, sensitivity: Sensitivity) -> None:
+    def __init__(
+        self, layers: tuple[Layer, ...], formats: tuple[str, ...], tolerance: float, sensitivity: Sensitivity, cost: Cost
+    ) -> None:
         self._layers = [layer.name for layer in layers]
         self._formats = {name: list(formats) for name in self._layers}
         self._tolerance, self._sensitivity = tolerance, sensitivity
