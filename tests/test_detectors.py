@@ -11,12 +11,13 @@ def test_clic_ecal_is_25_layers_whose_materials_fill_the_pitch() -> None:
     detector = get_detector(CLIC_ECAL)
     assert detector.shape == (25, 25, 25)
     assert detector.voxels == 15625
-    assert detector.absorber_mm + detector.sensor_mm + detector.gap_mm == pytest.approx(detector.cell_size[0])
+    assert sum(plate.mm for plate in detector.materials) == pytest.approx(detector.cell_size[0])
 
 
 def test_readout_threshold_is_a_third_of_the_peak_of_a_minimum_ionising_particle() -> None:
     detector = get_detector(CLIC_ECAL)
-    peak = 0.28 * detector.sensor_mm  # 280 eV per micrometre
+    (sensor,) = (plate for plate in detector.materials if plate.sensitive)
+    peak = 0.28 * sensor.mm  # 280 eV per micrometre
     assert detector.readout_threshold_mev == pytest.approx(peak / 3, rel=0.1)
 
 
@@ -40,7 +41,7 @@ def test_a_detector_is_inferred_from_its_number_of_voxels_only_when_that_is_unam
 def test_par04_siw_is_90_layers_in_45_cells_of_16_sectors_and_9_rings() -> None:
     detector = get_detector(PAR04_SIW)
     assert detector.shape == (45, 16, 9) and detector.axes == ("z", "phi", "r")
-    layer = detector.absorber_mm + detector.sensor_mm + detector.gap_mm
+    layer = sum(plate.mm for plate in detector.materials)
     assert detector.layers_per_cell * layer == pytest.approx(detector.cell_size[0])
     assert detector.cell_size[1] * 16 == pytest.approx(2 * np.pi)
     assert detector.readout_threshold_mev == pytest.approx(0.5e-3 / 0.033, rel=1e-3)  # as in CaloChallenge's evaluate.py

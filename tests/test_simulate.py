@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from minicarlo.cli import main
+from minicarlo.detectors import parse_detector
 from minicarlo.errors import (
     InvalidCondition,
     InvalidConfig,
@@ -31,6 +32,8 @@ from minicarlo.simulators import Batch, Session, Setup, get_simulator, run, shar
 from minicarlo.simulators.geant4 import DATA_SETS, Geant4Simulator, find_data_sets
 
 SHARED = os.environ.get("MINICARLO_SHARED")
+ABSORBER = {"grid": "cylindrical", "cells": [20, 8, 5], "cell_mm": 10.0}
+"""A total absorber: 20 cells in depth, rings of 10 mm; a name and layers make it a detector."""
 needs_geant4 = pytest.mark.skipif(
     not SHARED or find_spec("geant4_pybind") is None,
     reason="needs geant4-pybind, and MINICARLO_SHARED with Geant4 data sets and reference showers",
@@ -86,7 +89,8 @@ class TestShowers:
         assert found["physics"] == "G4EmStandardPhysics (option0)"
         assert (found["particle"], found["seed"], found["production_cut_mm"], found["threshold"]) == ("e-", 5, 0.7, "none")
         assert found["energy_distribution"] == "1GeV:2GeV:log (kinetic)"
-        assert json.loads(found["geometry"])["absorber_mm"] == 2.24
+        assert json.loads(found["geometry"])["layers"][0] == {"material": "G4_W", "mm": 2.24}
+        assert found["radiation_lengths"] == pytest.approx(16.1, abs=0.1)
         assert found["seconds"] > 0 and found["seconds_per_event"] == pytest.approx(found["seconds"] / 24)
         assert found["seconds_per_event"] == pytest.approx(result.seconds_per_event)
         gev = float(events.incident_energy.sum()) / 1e3
@@ -191,9 +195,16 @@ class TestInterruption:
         assert not any(_running(worker) for worker in workers)
         assert list(tmp_path.iterdir()) == []
 
-    def test_physics_without_its_data_is_told_in_words_of_geant4(self, geant4, tmp_path):
-        with pytest.raises(SimulationError, match=r"being set up.*em0003.*binding\.dat not found.*official"):
-            simulate(1, "1GeV", output=tmp_path / "run", physics="option4")
+    def test_a_material_without_its_data_is_told_in_words_of_geant4(self, geant4, tmp_path):
+        uranium = parse_detector(ABSORBER | {"name": "uranium", "layers": [{"material": "G4_U", "mm": 1, "read_out": True}]})
+        with pytest.raises(SimulationError, match=r"being set up.*em0003.*brem_SB.br92.*official"):
+            simulate(1, "1GeV", output=tmp_path / "run", detector=uranium)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_physics_without_its_data_is_refused_at_once(self, geant4, tmp_path, monkeypatch):
+        monkeypatch.setattr(run, "Workers", None)
+        with pytest.raises(MissingExtra, match=r"'livermore' needs fluor/binding\.dat.*G4EMLOW-mini lacks.*option0, option1"):
+            simulate(1, "1GeV", output=tmp_path / "run", physics="livermore")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_full_disk_is_noticed_before_anything_is_simulated(self, geant4, tmp_path):
@@ -251,7 +262,8 @@ class _PretendSession:
         print("noise on standard output")
         self._setup, self._failure, self._events = setup, failure, 0
 
-    def run(self, incident_energies, seeds):
+    def run(self, primaries):
+        seeds = primaries.seeds
         self._events += len(seeds)
         if self._events > 2:
             if self._failure == "kill":
@@ -360,6 +372,10 @@ WRONG = [
     ({"detector": "atlas"}, UnknownDetector, "clic-ecal"),
     ({"particle": "pi+"}, InvalidConfig, "e-, e\\+, gamma"),
     ({"physics": "QGSP"}, InvalidConfig, "option0"),
+    ({"theta": "85deg"}, InvalidCondition, "between 0deg and 80deg"),
+    ({"theta": "-5deg:5deg"}, InvalidCondition, "between 0deg and 80deg"),
+    ({"theta": "0deg:30"}, InvalidCondition, "30deg"),
+    ({"phi": "0deg:360deg"}, InvalidCondition, "normal incidence"),
     ({"cut_mm": -1.0}, InvalidConfig, "cut"),
     ({"cut_mm": float("nan")}, InvalidConfig, "cut"),
     ({"simulator": "geant5"}, InvalidConfig, "Known simulators: geant4"),

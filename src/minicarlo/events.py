@@ -15,15 +15,19 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minicarlo.detectors import detector_names, get_detector, infer_detector
-from minicarlo.errors import IncompatibleEventSets, InvalidEventSet, UnknownDetector
+from minicarlo.detectors import described_detector, detector_names, get_detector, infer_detector
+from minicarlo.errors import IncompatibleEventSets, InvalidConfig, InvalidEventSet, UnknownDetector
 from minicarlo.files import atomic_path
 from minicarlo.hdf5 import dataset_names, open_dataset, open_untrusted, read_attributes
 
 ENERGY = "incident_energy"
 """The condition every event set has: kinetic energy of the incident particle, MeV."""
 
+THETA, PHI = "incident_theta", "incident_phi"
+"""Conditions of event sets with inclined particles: polar and azimuthal angle of the incident direction, rad."""
+
 ENERGIES, SHOWERS = "incident_energies", "showers"  # CaloChallenge's names of the datasets
+_UNITS = {ENERGY: "MeV", THETA: "rad", PHI: "rad"}
 _CHUNK = 64  # events in a compressed chunk: 4 MB of clic-ecal
 _LEVEL = 1  # level 4 is 15 % smaller and a third slower; HDF5's shuffle makes showers, mostly zeros, larger
 _COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -156,7 +160,7 @@ def events_info(path: Path | str) -> dict[str, Any]:
     for name in headers[0].conditions:
         columns = [header.conditions[name] for header in headers if header.count and name in header.conditions]
         conditions[name] = {
-            "unit": "MeV" if name == ENERGY else "",
+            "unit": _UNITS.get(name, ""),
             "low": min((float(values.min()) for values in columns), default=None),
             "high": max((float(values.max()) for values in columns), default=None),
         }
@@ -324,8 +328,15 @@ def _parse(file: h5py.File, path: Path) -> tuple[_Header, h5py.Dataset]:
 
 
 def _detector_of(path: Path, attributes: dict[str, Any], voxels: int) -> str:
-    """Take the name of the detector out of the attributes, or infer it from the number of voxels."""
+    """Take the name of the detector out of the attributes, or infer it from the number of voxels.
+
+    A detector that is described there needs not be known beforehand.
+    """
     name = attributes.pop("detector", None)
+    try:
+        described = described_detector(attributes.get("geometry"), f"Event set {path}, attribute 'geometry'")
+    except InvalidConfig as error:
+        raise InvalidEventSet(str(error)) from None
     if name is None:
         inferred = infer_detector(voxels)
         if inferred is None:
@@ -334,6 +345,11 @@ def _detector_of(path: Path, attributes: dict[str, Any], voxels: int) -> str:
                 f"{' and '.join(_voxels_of(name) for name in detector_names())}."
             )
         return inferred.name
+    if described is not None and described.name != name:
+        raise InvalidEventSet(
+            f"Event set {path}: attribute 'detector' is {name!r:.80}, but 'geometry' describes {described.name!r}. "
+            "Make them agree."
+        )
     try:
         detector = get_detector(str(name))
     except UnknownDetector as error:

@@ -16,12 +16,19 @@ from minicarlo.detectors import CLIC_ECAL
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="One file if it ends in .h5, else a folder of shards."
 )
-@click.option("--detector", default=CLIC_ECAL, show_default=True, help="Named geometry.")
+@click.option("--detector", default=CLIC_ECAL, show_default=True, help="clic-ecal, par04-siw, or a TOML file of yours.")
 @click.option("--particle", default="e-", show_default=True, help="e-, e+ or gamma.")
+@click.option("--theta", default="0deg", show_default=True, help="Angle to the normal: 30deg, 0deg:30deg or 0deg:30deg:cos.")
+@click.option("--phi", default="0deg", show_default=True, help="Angle around the normal: 90deg or 0deg:360deg.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Event i of a seed is always the same.")
 @click.option("-j", "--jobs", type=int, default=1, show_default=True, help="Processes that simulate at the same time.")
 @click.option("--cut", "cut_mm", type=float, default=0.7, show_default=True, help="Production cut in mm.")
-@click.option("--physics", default="option0", show_default=True, help="Electromagnetic physics: option0 to option4.")
+@click.option(
+    "--physics",
+    default="option0",
+    show_default=True,
+    help="Electromagnetic physics: option0 to option4, livermore, penelope, gs, wvi.",
+)
 @click.option("--simulator", default="geant4", show_default=True, help="Which Monte Carlo.")
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Events per shard of a folder.")
 @json_option
@@ -31,6 +38,8 @@ def command(
     output: Path,
     detector: str,
     particle: str,
+    theta: str,
+    phi: str,
     seed: int,
     jobs: int,
     cut_mm: float,
@@ -47,6 +56,7 @@ def command(
     Example:
       minicarlo simulate -n 1000 --energy 1GeV:100GeV:log --seed 1 --jobs 4 -o geant4.h5
       minicarlo simulate -n 100000 --energy 10GeV --particle gamma --jobs 16 -o gammas/
+      minicarlo simulate -n 1000 --energy 10GeV --theta 0deg:30deg --phi 0deg:360deg --detector my.toml -o inclined.h5
     """
     from minicarlo.simulators import simulate
 
@@ -57,6 +67,8 @@ def command(
             output=output,
             detector=detector,
             particle=particle,
+            theta=theta,
+            phi=phi,
             seed=seed,
             jobs=jobs,
             cut_mm=cut_mm,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,30 +18,62 @@ Attributes = dict[str, str | int | float]
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything that distinguishes one simulation from another, besides energies and seeds.
+    """Everything that distinguishes one simulation from another, besides its primaries.
 
-    `cut_mm` is the production cut as a range in mm; `physics` is a name that the simulator knows.
+    `cut_mm` is the production cut as a range in mm; `physics` is a name that the simulator knows. With `tracks`, events come
+    with the tracks of their particles, for drawing.
     """
 
     detector: Detector
     particle: str
     physics: str
     cut_mm: float
+    tracks: bool = False
+
+
+@dataclass(frozen=True)
+class Primaries:
+    """What enters the front face at the centre of the grid, one particle per event.
+
+    `energies` (n,) float32 are kinetic energies in MeV; `theta` and `phi` (n,) float32 the polar and azimuthal angle of the
+    direction in rad, zero along z; `seeds` (n,) int64.
+    """
+
+    energies: FloatArray
+    theta: FloatArray
+    phi: FloatArray
+    seeds: SeedArray
+
+    def __len__(self) -> int:
+        return len(self.energies)
+
+
+@dataclass(frozen=True)
+class Track:
+    """A particle's way: `points` (n, 3) in mm, z from the front face and x, y from the centre of the grid; MeV at its start."""
+
+    particle: str
+    energy: float
+    points: FloatArray
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Simulated events: `samples` (n, z, x, y) float32 MeV and the CPU seconds they took."""
+    """Simulated events: `samples` (n, z, x, y) or (n, z, phi, r) float32 MeV and the CPU seconds they took.
+
+    `tracks` are those of all events, where the setup asks for them and the simulator has them.
+    """
 
     samples: FloatArray
     seconds: float
+    tracks: list[Track] = field(default_factory=list)
 
 
 class Session(Protocol):
     """A simulation that is set up and can make events. It lives in a worker process of its own."""
 
-    def run(self, incident_energies: FloatArray, seeds: SeedArray) -> Batch:
-        """Simulate one event per incident energy (MeV); an event depends on its energy and its seed alone."""
+    def run(self, primaries: Primaries) -> Batch:
+        """Simulate one event per primary; an event depends on its primary and its seed alone."""
         ...
 
     def provenance(self) -> Attributes:

@@ -1,20 +1,21 @@
 """Electromagnetic showers by Geant4, through geant4_pybind (extra `geant4`).
 
 A process can hold one Geant4 run manager and one geometry, so a `Geant4Session` belongs into a process of its own
-(see `workers`). Scoring happens in C++, in replicated silicon cells; Python is called twice per event.
+(see `workers`). Scoring happens in C++, in replicated cells of the sensitive plates; Python is called twice per event.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
 import importlib.util
-import json
+import math
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,33 @@ import numpy as np
 
 from minicarlo.detectors import Detector
 from minicarlo.errors import InvalidConfig, MissingExtra
-from minicarlo.simulators.base import Attributes, Batch, FloatArray, SeedArray, Setup
+from minicarlo.simulators.base import Attributes, Batch, FloatArray, Primaries, Setup, Track
 
 PARTICLES = ("e-", "e+", "gamma")
-PHYSICS = {
-    "option0": "G4EmStandardPhysics",
-    "option1": "G4EmStandardPhysics_option1",
-    "option2": "G4EmStandardPhysics_option2",
-    "option3": "G4EmStandardPhysics_option3",
-    "option4": "G4EmStandardPhysics_option4",
-}
-"""Electromagnetic physics constructors, by the names Geant4 users know. Cost rises from option1 to option4."""
+_ATOMS = "fluor/binding.dat"  # of G4EMLOW: binding energies of atomic shells
 
-BLOCK_MM = 400.0
-"""Side of the absorber plates. Wider than the read-out window, so that its edge loses energy as a real one does."""
+
+@dataclass(frozen=True)
+class Physics:
+    """A constructor of electromagnetic physics, and the file of G4EMLOW that it cannot do without."""
+
+    constructor: str
+    content: str = ""
+
+
+PHYSICS = {
+    "option0": Physics("G4EmStandardPhysics"),
+    "option1": Physics("G4EmStandardPhysics_option1"),
+    "option2": Physics("G4EmStandardPhysics_option2"),
+    "option3": Physics("G4EmStandardPhysics_option3", _ATOMS),
+    "option4": Physics("G4EmStandardPhysics_option4", _ATOMS),
+    "gs": Physics("G4EmStandardPhysicsGS", _ATOMS),
+    "wvi": Physics("G4EmStandardPhysicsWVI", _ATOMS),
+    "livermore": Physics("G4EmLivermorePhysics", _ATOMS),
+    "penelope": Physics("G4EmPenelopePhysics", _ATOMS),
+}
+"""Electromagnetic physics by the names Geant4 users know: options (cost rises from 1 to 4), Goudsmit-Saunderson and Wentzel-VI
+multiple scattering, Livermore and Penelope models."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +113,9 @@ class Geant4Simulator:
         """Check the extra, the particle, the physics, the cut and the data sets, without importing Geant4."""
         if setup.particle not in PARTICLES:
             raise InvalidConfig(f"Unknown particle {setup.particle!r}: geant4 simulates {', '.join(PARTICLES)}.")
-        if setup.physics not in PHYSICS:
+        physics = PHYSICS.get(setup.physics)
+        if physics is None:
             raise InvalidConfig(f"Unknown physics {setup.physics!r}: geant4 offers {', '.join(PHYSICS)}.")
-        if setup.detector.grid != "cartesian":
-            raise InvalidConfig(f"Detector {setup.detector.name} has a {setup.detector.grid} grid: geant4 fills cartesian ones.")
         if not 1e-3 <= setup.cut_mm <= 1e3:
             raise InvalidConfig(f"Production cut of {setup.cut_mm} mm: must lie between 0.001 and 1000 mm.")
         if importlib.util.find_spec("geant4_pybind") is None:
@@ -110,7 +123,14 @@ class Geant4Simulator:
                 "Simulating with Geant4 needs the package geant4-pybind, which is not installed. "
                 "Install it with: pip install 'minicarlo[geant4]'"
             )
-        return find_data_sets(os.environ)
+        found = find_data_sets(os.environ)
+        if not Path(found["G4LEDATA"], physics.content).exists():
+            possible = ", ".join(name for name, other in PHYSICS.items() if not other.content)
+            raise MissingExtra(
+                f"Physics {setup.physics!r} needs {physics.content}, which the data set G4LEDATA={found['G4LEDATA']} lacks. "
+                f"Choose one that does without ({possible}), or use the official data set. {HOW_TO_GET_DATA}"
+            )
+        return found
 
     def open(self, setup: Setup) -> Geant4Session:
         """Build the geometry and the physics tables; once per process."""
@@ -124,7 +144,7 @@ class Geant4Simulator:
         code, issuer, message = found[-1]
         advice = ""
         if "G4LEDATA" in message or "not found" in message:
-            advice = " The data set lacks what this physics needs: use the official one, or a simpler --physics."
+            advice = " The data set lacks what these materials or this physics need: use the official one, or others."
         return f"Geant4 stopped with {code} from {issuer.strip()}: {' '.join(message.split()).rstrip('.')}.{advice}"
 
 
@@ -138,32 +158,36 @@ class Geant4Session:
         self._setup = setup
         self._geant4 = importlib.import_module("geant4_pybind")
         self._geometry = LayeredGeometry(setup.detector)
-        self._pending: Iterator[tuple[float, int]] = iter(())
+        self._pending: Iterator[tuple[float, float, float, int]] = iter(())
         self._rows: Iterator[FloatArray] = iter(())
+        self._tracks: list[Track] = []
+        self.python_seconds = 0.0
+        """Time spent in Python's part of the event loop so far."""
         self._start()
 
-    def run(self, incident_energies: FloatArray, seeds: SeedArray) -> Batch:
-        """Simulate one event per incident energy (MeV, kinetic) and seed."""
-        samples = np.zeros((len(incident_energies), *self._setup.detector.shape), np.float32)
-        self._pending = zip(incident_energies.tolist(), seeds.tolist(), strict=True)
+    def run(self, primaries: Primaries) -> Batch:
+        """Simulate one event per primary."""
+        samples = np.zeros((len(primaries), *self._setup.detector.shape), np.float32)
+        columns = (primaries.energies, primaries.theta, primaries.phi, primaries.seeds)
+        self._pending = zip(*(column.tolist() for column in columns), strict=True)
         self._rows = iter(samples.reshape(len(samples), self._setup.detector.voxels))
+        self._tracks = []
         start = time.process_time()
         self._manager.BeamOn(len(samples))
         seconds = time.process_time() - start
         if next(self._rows, None) is not None:
             raise RuntimeError(f"Geant4 ended the run before its {len(samples)} events were done")
-        return Batch(samples, seconds)
+        samples *= np.float32(self._setup.detector.energy_scale)
+        return Batch(samples, seconds, self._tracks)
 
     def provenance(self) -> Attributes:
-        """Return the versions, the physics and the geometry."""
+        """Return the versions, the physics, the data and the depth of the calorimeter."""
         release = self._geant4.G4Version.strip("$ ").removeprefix("Name: ").removesuffix(" [MT]")
-        detector = self._setup.detector
         return {
             "generator": f"Geant4 ({release}) through geant4_pybind {importlib.metadata.version('geant4-pybind')}",
-            "physics": f"{PHYSICS[self._setup.physics]} ({self._setup.physics})",
-            "geometry": json.dumps({**asdict(detector), "block_mm": BLOCK_MM}),
-            "layer_order": "absorber, sensor, gap",
-            "entry": "centre of the central cell, front face, normal incidence, no magnetic field",
+            "physics": f"{PHYSICS[self._setup.physics].constructor} ({self._setup.physics})",
+            "radiation_lengths": round(self._geometry.radiation_lengths, 3),
+            "entry": "centre of the grid, front face, no magnetic field",
             "threshold": "none",
             "data_sets": ", ".join(Path(os.environ[data.variable]).name for data in DATA_SETS),
         }
@@ -184,27 +208,35 @@ class Geant4Session:
             def __init__(self) -> None:
                 super().__init__()
                 self.SetVerboseLevel(0)
-                self.RegisterPhysics(getattr(g4, PHYSICS[setup.physics])())
+                self.RegisterPhysics(getattr(g4, PHYSICS[setup.physics].constructor)())
 
         class Gun(g4.G4VUserPrimaryGeneratorAction):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 super().__init__()
                 self.gun = g4.G4ParticleGun(1)
                 self.gun.SetParticleDefinition(g4.G4ParticleTable.GetParticleTable().FindParticle(setup.particle))
-                self.gun.SetParticleMomentumDirection(g4.G4ThreeVector(0, 0, 1))
                 self.gun.SetParticlePosition(g4.G4ThreeVector(0, 0, geometry.front_mm - 1e-3))
 
             def GeneratePrimaries(self, event: Any) -> None:  # noqa: ANN401
-                energy, seed = next(session._pending)
+                start = time.perf_counter()
+                energy, theta, phi, seed = next(session._pending)
+                sine = math.sin(theta)
                 g4.HepRandom.setTheSeed(seed)
                 self.gun.SetParticleEnergy(energy)
+                direction = g4.G4ThreeVector(sine * math.cos(phi), sine * math.sin(phi), math.cos(theta))
+                self.gun.SetParticleMomentumDirection(direction)
                 self.gun.GeneratePrimaryVertex(event)
+                session.python_seconds += time.perf_counter() - start
 
         class Readout(g4.G4UserEventAction):  # type: ignore[misc, name-defined]
             def EndOfEventAction(self, event: Any) -> None:  # noqa: ANN401
+                start = time.perf_counter()
                 row = next(session._rows)
                 for cell, energy in event.GetHCofThisEvent().GetHC(session._hits):
                     row[cell] = energy
+                if setup.tracks:
+                    session._tracks += _tracks_of(event, geometry.front_mm)
+                session.python_seconds += time.perf_counter() - start
 
         class Actions(g4.G4VUserActionInitialization):  # type: ignore[misc, name-defined]
             def Build(self) -> None:
@@ -221,13 +253,29 @@ class Geant4Session:
         for topic in ("control", "run", "process", "process/em"):
             commands.ApplyCommand(f"/{topic}/verbose 0")
         commands.ApplyCommand(f"/run/setCut {setup.cut_mm} mm")
+        if setup.tracks:
+            commands.ApplyCommand("/tracking/storeTrajectory 1")
         self._manager.Initialize()
         self._hits = g4.G4SDManager.GetSDMpointer().GetCollectionID(geometry.collection)
         self._manager.BeamOn(0)  # builds the physics tables, so that the first event costs what the others do
 
 
+def _tracks_of(event: Any, front_mm: float) -> list[Track]:  # noqa: ANN401
+    container = event.GetTrajectoryContainer()
+    tracks = []
+    for number in range(container.entries()):
+        track = container[number]
+        points = [track.GetPoint(index).GetPosition() for index in range(track.GetPointEntries())]
+        ways = np.array([(point.x, point.y, point.z - front_mm) for point in points], np.float32)
+        tracks.append(Track(str(track.GetParticleName()), track.GetInitialKineticEnergy(), ways))
+    return tracks
+
+
 class LayeredGeometry:
-    """Plates of absorber, sensor and gap behind one another; the middle of each sensor is divided into cells."""
+    """Layers of plates behind one another; the middle of each sensitive plate is divided into cells.
+
+    A layer is a box of its last insensitive material, in which the plates of others are placed: few boundaries to cross.
+    """
 
     collection = "calorimeter/energy"
 
@@ -235,52 +283,93 @@ class LayeredGeometry:
         self._detector = detector
         self._kept: list[Any] = []  # Geant4 keeps bare pointers: every object must live as long as the process
         self.front_mm = -detector.layers * detector.cell_size[0] / 2
+        self.radiation_lengths = 0.0
 
     def build(self, g4: Any) -> Any:  # noqa: ANN401
-        """Return the physical volume of the world."""
+        """Return the physical volume of the world. Raises InvalidConfig for a material that Geant4 does not know."""
         detector = self._detector
-        _, nx, ny = detector.shape
-        pitch, dx, dy = detector.cell_size
-        absorber_mm, sensor_mm, depth = detector.absorber_mm, detector.sensor_mm, detector.layers * pitch
-
-        def volume(name: str, material: str, x: float, y: float, z: float) -> Any:  # noqa: ANN401
-            box = g4.G4Box(name, x / 2, y / 2, z / 2)
-            logical = g4.G4LogicalVolume(box, g4.G4NistManager.Instance().FindOrBuildMaterial(material), name)
-            self._kept += [box, logical]
-            return logical
-
-        def place(logical: Any, z: float, mother: Any, copy: int = 0) -> Any:  # noqa: ANN401
-            at = g4.G4ThreeVector(0, 0, z)
-            placed = g4.G4PVPlacement(None, at, logical, logical.GetName(), mother, False, copy, False)
-            self._kept.append(placed)
-            return placed
-
-        def divide(part: Any, mother: Any, axis: Any, count: int, width: float) -> None:  # noqa: ANN401
-            self._kept.append(g4.G4PVReplica(part.GetName(), part, mother, axis, count, width))
-
-        world = volume("world", "G4_Galactic", BLOCK_MM + 20, BLOCK_MM + 20, depth + 40)
-        layer = volume("layer", detector.gap, BLOCK_MM, BLOCK_MM, pitch)
-        absorber = volume("absorber", detector.absorber, BLOCK_MM, BLOCK_MM, absorber_mm)
-        sensor = volume("sensor", detector.sensor, BLOCK_MM, BLOCK_MM, sensor_mm)
-        window = volume("window", detector.sensor, nx * dx, ny * dy, sensor_mm)
-        strip = volume("strip", detector.sensor, dx, ny * dy, sensor_mm)
-        cell = volume("cell", detector.sensor, dx, dy, sensor_mm)
-        divide(cell, strip, g4.kYAxis, ny, dy)
-        divide(strip, window, g4.kXAxis, nx, dx)
-        place(window, 0, sensor)
-        place(absorber, (absorber_mm - pitch) / 2, layer)
-        place(sensor, absorber_mm + (sensor_mm - pitch) / 2, layer)
-        for index in range(detector.layers):
-            place(layer, self.front_mm + (index + 0.5) * pitch, world, index)
-        return place(world, 0, None)
+        plates, side = detector.materials, detector.plate_mm
+        pitch, depth = detector.cell_size[0] / detector.layers_per_cell, detector.layers * detector.cell_size[0]
+        count = detector.layers * detector.layers_per_cell
+        materials = {plate.name: self._material(g4, plate.name) for plate in plates}
+        self.radiation_lengths = count * sum(plate.mm / materials[plate.name].GetRadlen() for plate in plates)
+        filling = next((plate.name for plate in reversed(plates) if not plate.sensitive), plates[-1].name)
+        world = self._box(g4, "world", self._material(g4, "G4_Galactic"), side + 20, depth + 40)
+        layer = self._box(g4, "layer", materials[filling], side, pitch)
+        z = -pitch / 2
+        for plate in plates:
+            if plate.sensitive or plate.name != filling:
+                placed = self._box(g4, "sensor" if plate.sensitive else "absorber", materials[plate.name], side, plate.mm)
+                if plate.sensitive:
+                    self._divide(g4, placed, materials[plate.name], plate.mm)
+                self._place(g4, placed, z + plate.mm / 2, layer)
+            z += plate.mm
+        for index in range(count):
+            self._place(g4, layer, self.front_mm + (index + 0.5) * pitch, world, index // detector.layers_per_cell)
+        return self._place(g4, world, 0, None)
 
     def make_sensitive(self, g4: Any, construction: Any) -> None:  # noqa: ANN401
-        """Sum the deposited energy per cell, with the flat index of a (z, x, y) array."""
+        """Sum the deposited energy per cell, with the flat index of a sample."""
         calorimeter, quantity = self.collection.split("/")
         sensitive = g4.G4MultiFunctionalDetector(calorimeter)
-        # In the tree above a cell: cell (y) 0, strip (x) 1, window 2, sensor 3, layer (z) 4.
+        # In the tree above a cell: cell (y or r) 0, row (x or phi) 1, window 2, sensor 3, layer (z) 4.
         scorer = g4.G4PSEnergyDeposit3D(quantity, *self._detector.shape, 4, 1, 0)
         sensitive.RegisterPrimitive(scorer)
         g4.G4SDManager.GetSDMpointer().AddNewDetector(sensitive)
-        construction.SetSensitiveDetector("cell", sensitive)
+        construction.SetSensitiveDetector("cell", sensitive, True)
         self._kept += [sensitive, scorer]
+
+    def _divide(self, g4: Any, sensor: Any, material: Any, mm: float) -> None:  # noqa: ANN401
+        """Put a window into a sensitive plate: rows of cells, or sectors of rings, which Geant4 walks fastest in that order."""
+        (_, n1, n2), (_, first, second) = self._detector.shape, self._detector.cell_size
+        if self._detector.grid == "cartesian":
+            axes = g4.kXAxis, g4.kYAxis
+            solids = [
+                g4.G4Box(name, x / 2, y / 2, mm / 2)
+                for name, x, y in (
+                    ("window", n1 * first, n2 * second),
+                    ("row", first, n2 * second),
+                    ("cell", first, second),
+                )
+            ]
+        else:
+            axes = g4.kPhi, g4.kRho
+            solids = [
+                g4.G4Tubs(name, 0, radius, mm / 2, start, width)
+                for name, radius, start, width in (
+                    ("window", n2 * second, 0, math.tau),
+                    ("row", n2 * second, -first / 2, first),
+                    ("cell", second, -first / 2, first),
+                )
+            ]
+        window, row, cell = (self._volume(g4, solid, material) for solid in solids)
+        self._kept.append(g4.G4PVReplica("cell", cell, row, axes[1], n2, second))
+        self._kept.append(g4.G4PVReplica("row", row, window, axes[0], n1, first))
+        self._place(g4, window, 0, sensor)
+
+    def _material(self, g4: Any, name: str) -> Any:  # noqa: ANN401
+        nist = g4.G4NistManager.Instance()
+        material = nist.FindOrBuildMaterial(name)
+        if material is None:
+            known = [str(other) for other in nist.GetNistMaterialNames()]
+            folded = {other.lower(): other for other in known}
+            near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, cutoff=0.4)]
+            raise InvalidConfig(
+                f"Detector {self._detector.name}, layers: Geant4 knows no material {name!r}. "
+                f"{'Near are ' + ', '.join(near) if near else 'Names are those of its NIST database, such as G4_Pb or G4_Si'}."
+            )
+        return material
+
+    def _box(self, g4: Any, name: str, material: Any, side: float, z: float) -> Any:  # noqa: ANN401
+        return self._volume(g4, g4.G4Box(name, side / 2, side / 2, z / 2), material)
+
+    def _volume(self, g4: Any, solid: Any, material: Any) -> Any:  # noqa: ANN401
+        logical = g4.G4LogicalVolume(solid, material, solid.GetName())
+        self._kept += [solid, logical]
+        return logical
+
+    def _place(self, g4: Any, logical: Any, z: float, mother: Any, copy: int = 0) -> Any:  # noqa: ANN401
+        at = g4.G4ThreeVector(0, 0, z)
+        placed = g4.G4PVPlacement(None, at, logical, logical.GetName(), mother, False, copy, False)
+        self._kept.append(placed)
+        return placed

@@ -14,18 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.detectors import CLIC_ECAL, get_detector
+from minicarlo.detectors import CLIC_ECAL, Detector, find_detector, is_built_in
 from minicarlo.errors import InvalidCondition, InvalidConfig
-from minicarlo.events import ENERGY, EventSet, write_events
+from minicarlo.events import ENERGY, PHI, THETA, EventSet, write_events
 from minicarlo.files import check_writable
-from minicarlo.sampling import EnergyDistribution, event_seed
-from minicarlo.simulators.base import Attributes, Setup
+from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
+from minicarlo.simulators.base import Attributes, Primaries, Setup
 from minicarlo.simulators.registry import get_simulator
 from minicarlo.simulators.shards import Shard, buffer, check_same_origin, claim, is_file, shards
 from minicarlo.simulators.workers import Task, Workers
 
 SHARD_SIZE = 1000
 """Events of a shard: a minute or two of Geant4, which is what a kill can cost at most."""
+
+STEEPEST = 80.0
+"""Largest angle of incidence in degrees: beyond it a particle leaves through the side of the plates."""
 
 _TASK_EVENTS, _TASK_MEV = 32, 50e3  # a quarter of a second of Geant4: how often progress is seen
 
@@ -59,16 +62,26 @@ class _Run:
     simulator: str
     setup: Setup
     distribution: EnergyDistribution
+    theta: AngleDistribution
+    phi: AngleDistribution
     seed: int
     events: int
     shard_size: int
 
+    @property
+    def inclined(self) -> bool:
+        """Whether any particle enters at another than a right angle."""
+        return self.theta.high_deg > 0
+
     def request(self) -> dict[str, Any]:
         """The fields that two calls must share to contribute to the same folder."""
+        detector = self.setup.detector
+        angles = {"theta": str(self.theta), "phi": str(self.phi)} if self.inclined else {}
+        geometry = {} if is_built_in(detector) else {"geometry": detector.to_description()}
         return {
             "verb": "simulate",
             "simulator": self.simulator,
-            "detector": self.setup.detector.name,
+            "detector": detector.name,
             "particle": self.setup.particle,
             "physics": self.setup.physics,
             "cut_mm": self.setup.cut_mm,
@@ -76,7 +89,18 @@ class _Run:
             "seed": self.seed,
             "events": self.events,
             "shard_size": self.shard_size,
+            **angles,
+            **geometry,
         }
+
+    def primaries(self, start: int, count: int) -> Primaries:
+        """What enters in events start .. start + count - 1."""
+        return Primaries(
+            self.distribution.sample(self.seed, start, count),
+            self.theta.sample("theta", self.seed, start, count),
+            self.phi.sample("phi", self.seed, start, count),
+            np.array([event_seed(self.seed, start + index) for index in range(count)], np.int64),
+        )
 
     def tasks(self, shard: Shard, most: int) -> Iterator[Task]:
         """Cut a shard into tasks of at most `most` events and, beyond one event, _TASK_MEV."""
@@ -86,26 +110,31 @@ class _Run:
             end = begin + 1
             while end < min(begin + most, len(shard)) and energies[begin : end + 1].sum() <= _TASK_MEV:
                 end += 1
-            seeds = [event_seed(self.seed, shard.start + index) for index in range(begin, end)]
-            yield Task(shard.start + begin, energies[begin:end], np.array(seeds, np.int64))
+            yield Task(shard.start + begin, self.primaries(shard.start + begin, end - begin))
             begin = end
 
     def event_set(self, shard: Shard, samples: NDArray[np.float32], seconds: float, provenance: Attributes) -> EventSet:
         """The events of a shard with everything worth knowing about them; `seconds` is the processor time they took."""
-        energies = self.distribution.sample(self.seed, shard.start, len(shard))
+        primaries = self.primaries(shard.start, len(shard))
+        conditions = {ENERGY: primaries.energies}
+        angles = {}
+        if self.inclined:
+            conditions |= {THETA: primaries.theta, PHI: primaries.phi}
+            angles = {"theta_distribution": str(self.theta), "phi_distribution": str(self.phi)}
         attributes = provenance | {
             "simulator": self.simulator,
             "particle": self.setup.particle,
             "production_cut_mm": self.setup.cut_mm,
             "energy_distribution": f"{self.distribution} (kinetic)",
+            **angles,
             "seed": self.seed,
             "first_event": shard.start,
             "processor": _processor(),
             "seconds": seconds,
             "seconds_per_event": seconds / len(shard),
-            "milliseconds_per_gev": 1e6 * seconds / float(energies.sum(dtype=np.float64)),
+            "milliseconds_per_gev": 1e6 * seconds / float(primaries.energies.sum(dtype=np.float64)),
         }
-        return EventSet({ENERGY: energies}, samples, self.setup.detector.name, attributes)
+        return EventSet(conditions, samples, self.setup.detector.name, attributes)
 
 
 def simulate(
@@ -113,8 +142,10 @@ def simulate(
     energy: str | EnergyDistribution,
     *,
     output: Path | str,
-    detector: str = CLIC_ECAL,
+    detector: str | Path | Detector = CLIC_ECAL,
     particle: str = "e-",
+    theta: str | AngleDistribution = "0deg",
+    phi: str | AngleDistribution = "0deg",
     seed: int = 1,
     jobs: int = 1,
     cut_mm: float = 0.7,
@@ -126,6 +157,9 @@ def simulate(
     """Simulate `n` events with a reference Monte Carlo and write them as an event set.
 
     `energy` is the distribution of the incident kinetic energy ("1GeV:100GeV:log", "10GeV"), `cut_mm` the production cut.
+    `detector` is the name of a built-in one, a TOML file or a Detector. `theta` ("30deg", "0deg:30deg") and `phi` are the
+    angles of the incident direction to the normal of the front face and around it; unless theta is zero they are recorded as
+    conditions in rad.
     Event i of `seed` is the same for any `n`, `jobs` and `shard_size`. An `output` that ends in .h5 becomes one file; any
     other a folder of shards of `shard_size` events, where an interrupted run of the same request goes on. The simulation
     runs in `jobs` processes of its own. `progress` is called with (events done, n).
@@ -141,7 +175,8 @@ def simulate(
     distribution = energy if isinstance(energy, EnergyDistribution) else EnergyDistribution.parse(energy)
     event_seed(seed, n)  # refuses an impossible seed
     engine = get_simulator(simulator)
-    run = _Run(engine.name, Setup(get_detector(detector), particle, physics, cut_mm), distribution, seed, n, shard_size)
+    setup = Setup(find_detector(detector), particle, physics, cut_mm)
+    run = _Run(engine.name, setup, distribution, *incidence(theta, phi), seed, n, shard_size)
     environment = engine.prepare(run.setup)
     output = Path(output)
     every = shards(output, n, shard_size)
@@ -169,9 +204,9 @@ def simulate(
                         task, made = next(results)
                         if finished:
                             check_same_origin(finished.pop(), workers.provenance)
-                        samples[filled : filled + len(task.seeds)] = made.samples
-                        filled += len(task.seeds)
-                        done += len(task.seeds)
+                        samples[filled : filled + len(task.primaries)] = made.samples
+                        filled += len(task.primaries)
+                        done += len(task.primaries)
                         spent += made.seconds
                         if progress is not None:
                             progress(done, n)
@@ -191,6 +226,18 @@ def simulate(
         seed=seed,
         resumed=n - new,
     )
+
+
+def incidence(theta: str | AngleDistribution, phi: str | AngleDistribution) -> tuple[AngleDistribution, AngleDistribution]:
+    """Distributions of the polar and the azimuthal angle. Raises InvalidCondition."""
+    polar, azimuth = (AngleDistribution.parse(angle) if isinstance(angle, str) else angle for angle in (theta, phi))
+    if not 0 <= polar.low_deg <= polar.high_deg <= STEEPEST:
+        raise InvalidCondition(
+            f"Theta {polar} is out of range: the angle to the normal must lie between 0deg and {STEEPEST:g}deg."
+        )
+    if polar.high_deg == 0 and (azimuth.low_deg, azimuth.high_deg) != (0, 0):
+        raise InvalidCondition(f"Phi {azimuth} has no meaning at normal incidence: give theta as well, for example 0deg:30deg.")
+    return polar, azimuth
 
 
 def _processor() -> str:

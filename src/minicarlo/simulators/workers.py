@@ -22,18 +22,17 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
 from minicarlo.errors import MinicarloError, SimulationError
-from minicarlo.simulators.base import Attributes, Batch, FloatArray, SeedArray, Setup, Simulator
+from minicarlo.simulators.base import Attributes, Batch, Primaries, Setup, Simulator
 
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from minicarlo.simulators import workers; workers.serve({handle})"
 
 
 @dataclass(frozen=True)
 class Task:
-    """Events to simulate: index of the first, incident energies (n,) in MeV, seeds (n,)."""
+    """Events to simulate: index of the first, and what enters."""
 
     first: int
-    incident_energies: FloatArray
-    seeds: SeedArray
+    primaries: Primaries
 
 
 @dataclass
@@ -120,7 +119,7 @@ class Workers:
     def _assign(self, worker: _Worker, task: tuple[int, Task]) -> None:
         worker.task = task
         with suppress(BrokenPipeError, ConnectionResetError):
-            worker.connection.send((task[1].incident_energies, task[1].seeds))
+            worker.connection.send(task[1].primaries)
 
     def _receive(self, worker: _Worker) -> Any:  # noqa: ANN401
         try:
@@ -143,7 +142,7 @@ def serve(handle: int) -> None:
             session = simulator.open(setup)
             connection.send(session.provenance())
             while True:
-                connection.send(session.run(*connection.recv()))
+                connection.send(session.run(connection.recv()))
         except MinicarloError as error:
             connection.send(error)
         except (EOFError, OSError):
@@ -161,7 +160,7 @@ def _obituary(worker: _Worker, simulator: Simulator) -> str:
     where = "while the simulation was being set up"
     if worker.task is not None:
         task = worker.task[1]
-        where = f"at events {task.first} to {task.first + len(task.seeds) - 1}"
+        where = f"at events {task.first} to {task.first + len(task.primaries) - 1}"
     worker.log.seek(0)
     log = worker.log.read().decode(errors="replace")
     words = [line.strip() for line in log.splitlines() if line.strip()]
