@@ -1,8 +1,8 @@
 """The accuracy figure of CERN's 3DGAN studies: mean relative error of the moments of the energy profiles.
 
 Definition (svalleco/3Dgan, `Functions_v1_5_8.py`: `get_moments`, `metric`, `validate`; Khattak et al., Rehm et al.
-arXiv:2103.10142). For every bin of incident energy and every axis a in x, y, z, a shower's energies are summed over the two
-other axes. With i the number of the cell, counted from zero, and E the shower's energy,
+arXiv:2103.10142). For every bin of incident energy and every axis a in x, y, z (on a cylindrical grid phi, r, z), a shower's
+energies are summed over the two other axes. With i the number of the cell, counted from zero, and E the shower's energy,
 
     m1 = sum i p_i / E,    m2 = sum (i - m1)^2 p_i / E,
 
@@ -103,4 +103,5 @@ def relative_error(reference: Float, candidate: Float) -> Float:
 
 
 def _profiles(measured: Measured) -> tuple[NDArray[np.float32], ...]:
-    return measured.along["x"], measured.along["y"], measured.values["layer_energy"]
+    first, second = measured.detector.axes[1:]
+    return measured.along[first], measured.along[second], measured.values["layer_energy"]

@@ -2,13 +2,14 @@
 
 One pass over the events, in chunks. Cells at or below the readout threshold are dropped first, in every set alike; what is
 left of a shower is sparse, and every observable is a sum over it in float64. Coordinates: z along the shower from the front
-face, x and y from the centre of the window, which is the incident axis. Moments of a layer or a shower without energy are
-zero, as in CaloChallenge.
+face, x and y from the incident axis; a cell counts at its middle (`Detector.transverse`). Moments of a layer or a shower
+without energy are zero, as in CaloChallenge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +18,31 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from minicarlo.detectors import Detector, get_detector
-from minicarlo.errors import InvalidEventSet
+from minicarlo.errors import InvalidConfig, InvalidEventSet
 from minicarlo.events import EventSet, events_info, iterate_events
+from minicarlo.fidelity.definitions import UNITS as UNITS
 
 Array = NDArray[np.float32]
 Counts = NDArray[np.int64]
+Float = NDArray[np.float64]
+Images = dict[int, dict[str, Float]]
 
 STRATA_PER_DECADE = 10
 SECTORS = 8
 CHUNK = 500
+
+_LEAST_MEV = 1e-6
 
 
 @dataclass
 class Measured:
     """The observables of N events and what else the scorecard needs of them.
 
-    `values`: (N,) or (N, layers) per observable; `rings` (N, R) MeV in rings around the axis; `along` energy along x and y,
-    (N, cells) MeV; `cells` the energies of all cells above threshold, those of event i from `offsets[i]` to `offsets[i + 1]`;
-    `images` summed energy per stratum of incident energy and projection; `empty` events without any cell above threshold.
+    `values`: (N,) or (N, layers) per observable; `rings` (N, R) MeV in rings around the axis; `along` energy along the two
+    transverse axes of the grid, (N, cells) MeV by the axis' name; `cells` the energies of all cells above threshold, those of
+    event i from `offsets[i]` to `offsets[i + 1]`; `below_cells` and `below_energy`, (N,), cells that have energy but not more
+    than the threshold, and their energy in MeV; `images` summed energy per stratum of incident energy and projection, named
+    by the initials of two axes; `empty` events without any cell above threshold.
     """
 
     detector: Detector
@@ -45,7 +53,9 @@ class Measured:
     along: dict[str, Array]
     cells: Array
     offsets: Counts
-    images: dict[int, dict[str, NDArray[np.float64]]]
+    below_cells: Counts
+    below_energy: Array
+    images: Images
     empty: int
 
     def __len__(self) -> int:
@@ -66,6 +76,8 @@ class Measured:
             along={name: values[picked] for name, values in self.along.items()},
             cells=self.cells[cell],
             offsets=offsets,
+            below_cells=self.below_cells[picked],
+            below_energy=self.below_energy[picked],
             images={},
             empty=int((counts == 0).sum()),
         )
@@ -75,6 +87,11 @@ class Measured:
         """Number of the incident energy's tenth of a decade: events of one stratum have nearly equal energies. (N,)"""
         return strata_of(self.energy)
 
+    @property
+    def unlit(self) -> Counts:
+        """Cells of every event that are not above threshold: the first entry of the spectrum of cells. (N,)"""
+        return self.detector.voxels - np.diff(self.offsets)
+
 
 def strata_of(energy: Array) -> Counts:
     """floor(10 log10(E / MeV))."""
@@ -82,10 +99,10 @@ def strata_of(energy: Array) -> Counts:
 
 
 def observables(events: EventSet | Path | str, threshold_mev: float | None = None) -> dict[str, Array]:
-    """Observables of every event: name to (N,), or (N, layers) for those named `layer_...` and (N, 8) for `azimuth`.
+    """Observables of every event: name to (N,), or (N, layers) for those named `layer_...` and (N, sectors) for `azimuth`.
 
-    `UNITS` holds their units; definitions in docs/fidelity.md. `threshold_mev`: default the detector's readout threshold.
-    Raises InvalidEventSet for NaN or negative cells.
+    Their units, definitions and sources are `DEFINITIONS`. `threshold_mev`: default the detector's readout threshold. Raises as
+    `measure` does.
     """
     return measure(events, threshold_mev).values
 
@@ -96,14 +113,20 @@ def measure(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Measure a whole event set, reading a file in chunks. Raises InvalidEventSet."""
+    """Measure a whole event set, reading a file in chunks.
+
+    Raises InvalidEventSet for an empty set, NaN or negative cells, incident energies that are not above zero, and energies
+    too large for float32; InvalidConfig for an impossible threshold.
+    """
     total, detector = _describe(events)
     threshold = detector.readout_threshold_mev if threshold_mev is None else float(threshold_mev)
+    if not (np.isfinite(threshold) and threshold >= 0):
+        raise InvalidConfig(f"A threshold of {threshold} MeV is impossible: give zero or more.")
     frame = _Frame(detector)
     parts: list[Measured] = []
     done = 0
     for part in _chunks(events):
-        parts.append(frame.measure(part, threshold))
+        parts.append(frame.measure(part, threshold, first=done))
         done += len(part)
         if progress is not None:
             progress(done, total)
@@ -112,21 +135,35 @@ def measure(
     return _join(parts)
 
 
-def high_level_features(measured: Measured) -> NDArray[np.float64]:
-    """CaloChallenge's high-level array, (N, 2 + 6 layers).
+def shower_quantities(measured: Measured) -> tuple[list[str], Array]:
+    """Every observable of the whole shower and every layer's fraction: names and (N, K), whose Pearson matrix is of interest."""
+    single = [name for name, values in measured.values.items() if values.ndim == 1]
+    fractions = measured.values["layer_fraction"]
+    names = [*single, *(f"layer_fraction_{layer}" for layer in range(fractions.shape[1]))]
+    return names, np.concatenate([np.stack([measured.values[name] for name in single], axis=1), fractions], axis=1)
 
-    [log10 E_inc, log10(E_z + 1e-8), centres / 100 mm, widths / 100 mm, log10 E_vis, sparsity], the columns of `evaluate.py`
-    and `HighLevelFeatures.py` (github.com/CaloChallenge/homepage) with x, y for eta, phi. E_vis gets 1e-8 too, so that empty
-    is finite.
+
+def high_level_features(measured: Measured) -> Float:
+    """CaloChallenge's high-level array: (N, 2 + 6 layers), on a cylindrical grid (N, 2 + 8 layers).
+
+    [log10 E_inc, log10(E_z + 1e-8), centres / 100 mm, widths / 100 mm, log10(E_vis + 1e-8), sparsity], then on a cylindrical
+    grid [centres in r / 100 mm, widths in r / 100 mm]: the columns of `evaluate.py` and `HighLevelFeatures.py`
+    (github.com/CaloChallenge/homepage) with x, y for eta, phi. Its first sector begins at phi = -pi, ours at 0, so that its
+    centres on a cylindrical grid have the opposite sign; the array has its sign. 1e-8 keeps empty showers finite.
     """
     value = {name: array.astype(np.float64) for name, array in measured.values.items()}
+    round_grid = measured.detector.grid == "cylindrical"
+    sign = -1 if round_grid else 1
     columns = [
         np.log10(measured.energy.astype(np.float64))[:, None],
         np.log10(value["layer_energy"] + 1e-8),
-        *(value[f"layer_{name}"] / 100 for name in ("centre_x", "centre_y", "width_x", "width_y")),
+        *(sign * value[f"layer_centre_{axis}"] / 100 for axis in "xy"),
+        *(value[f"layer_width_{axis}"] / 100 for axis in "xy"),
         np.log10(value["visible_energy"] + 1e-8)[:, None],
         value["layer_sparsity"],
     ]
+    if round_grid:
+        columns += [value["layer_centre_r"] / 100, value["layer_width_r"] / 100]
     return np.concatenate(columns, axis=1)
 
 
@@ -135,95 +172,122 @@ class _Frame:
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
-        layers, nx, ny = detector.shape
-        dz, dx, dy = detector.cell_size
-        self.z = (np.arange(layers) + 0.5) * dz
-        x, y = np.meshgrid((np.arange(nx) - (nx - 1) / 2) * dx, (np.arange(ny) - (ny - 1) / 2) * dy, indexing="ij")
-        x, y = x.ravel(), y.ravel()
-        self.radius = np.hypot(x, y)
-        ring = np.floor(self.radius / min(dx, dy) + 0.5).astype(np.int64)
-        sector = np.floor(np.arctan2(y, x) / (2 * np.pi / SECTORS) + 0.5).astype(np.int64) % SECTORS
-        off_axis = self.radius > 0
-        self.basis = np.stack([np.ones_like(x), x, y, x * x, y * y], axis=1)
-        self.lateral = np.concatenate(
-            [
-                np.stack([self.radius, self.radius**2], axis=1),
-                np.eye(ring.max() + 1)[ring],
-                np.eye(SECTORS)[sector] * off_axis[:, None],
-            ],
-            axis=1,
-        )
+        layers, first, second = detector.shape
+        (x, y), self.radius = detector.transverse(), detector.radii_mm()
+        self.z = layer_depths(detector)
+        self.basis = np.stack([np.ones_like(x), x, y, self.radius, x * x, y * y, self.radius**2], axis=1)
+        if detector.grid == "cylindrical":
+            ring, sector = np.tile(np.arange(second), first), np.repeat(np.arange(first), second)
+            sectors, around = first, np.ones(first * second)
+        else:
+            _, ring = np.unique(np.floor(self.radius / min(detector.cell_size[1:]) + 0.5), return_inverse=True)
+            sector = np.floor(np.arctan2(y, x) / (2 * np.pi / SECTORS) + 0.5).astype(np.int64) % SECTORS
+            sectors, around = SECTORS, (self.radius > 0).astype(np.float64)
+        self.rings = int(ring.max()) + 1
+        self.lateral = np.concatenate([np.eye(self.rings)[ring], np.eye(sectors)[sector] * around[:, None]], axis=1)
+        self.ring_radius = np.bincount(ring, self.radius) / np.bincount(ring)
         self.order = np.argsort(self.radius, kind="stable")
         self.first_half = np.arange(layers) < layers // 2
-        self.ring_radius = np.bincount(ring, self.radius) / np.bincount(ring)
 
-    def measure(self, events: EventSet, threshold: float) -> Measured:
-        layers, nx, ny = self.detector.shape
-        n, cells = len(events), nx * ny
+    def measure(self, events: EventSet, threshold: float, first: int = 0) -> Measured:
+        """Measure one chunk, which begins with event number `first` of its set."""
+        layers, n1, n2 = self.detector.shape
+        n, cells = len(events), n1 * n2
         flat = np.ascontiguousarray(events.samples).reshape(-1)
-        hit = np.flatnonzero(flat > threshold)
+        hit = np.flatnonzero(flat > 0)
         energy = flat[hit]
+        lit = energy > threshold
+        below, below_energy = hit[~lit] // (layers * cells), energy[~lit]
+        hit, energy = hit[lit], energy[lit]
         row, cell = np.divmod(hit, cells)
         starts = np.searchsorted(row, np.arange(n * layers + 1))
         grid = sparse.csr_matrix((energy.astype(np.float64), cell, starts), shape=(n * layers, cells))
-        sums = (grid @ self.basis).reshape(n, layers, 5)
-        event = row // layers
+        sums = (grid @ self.basis).reshape(n, layers, self.basis.shape[1])
+        event, layer = np.divmod(row, layers)
         front = np.bincount(event * cells + cell, energy, minlength=n * cells).reshape(n, cells).astype(np.float64, copy=False)
         lateral = front @ self.lateral
-        rings, sectors = lateral[:, 2:-SECTORS], lateral[:, -SECTORS:]
-        layer_energy, visible = sums[:, :, 0], sums[:, :, 0].sum(axis=1)
+        rings, sectors = lateral[:, : self.rings], lateral[:, self.rings :]
+        layer_energy, total = sums[:, :, 0], sums.sum(axis=1)
+        visible = total[:, 0]
         hits = np.diff(starts).reshape(n, layers)
-        total = sums.sum(axis=1)
         incident = events.incident_energy.astype(np.float64)
+        _check_range(visible, incident, first)
 
-        centre_x, centre_y, width_x, width_y = _moments(sums)
-        whole_x, whole_y, whole_width_x, whole_width_y = _moments(total)
-        centre_z = _divide(layer_energy @ self.z, visible)
-        width_z = np.sqrt(np.clip(_divide((layer_energy * (self.z - centre_z[:, None]) ** 2).sum(axis=1), visible), 0, None))
+        (layer_x, layer_y, layer_r), (layer_width_x, layer_width_y, layer_width_r) = _moments(sums)
+        (centre_x, centre_y, lateral_mean), (width_x, width_y, lateral_spread) = _moments(total)
+        centre_z, width_z, skewness_z, kurtosis_z = self._along_z(layer_energy, visible)
+        front_energy, back_energy = layer_energy @ self.first_half, layer_energy @ ~self.first_half
+        shares = _divide(sectors, sectors.sum(axis=1)[:, None])
         values = {
             "response": visible / incident,
             "visible_energy": visible,
             "occupancy": hits.sum(axis=1),
-            "centre_x": whole_x,
-            "centre_y": whole_y,
+            "centre_x": centre_x,
+            "centre_y": centre_y,
             "centre_z": centre_z,
-            "width_x": whole_width_x,
-            "width_y": whole_width_y,
+            "width_x": width_x,
+            "width_y": width_y,
             "width_z": width_z,
+            "skewness_z": skewness_z,
+            "kurtosis_z": kurtosis_z,
             "shower_maximum": np.argmax(layer_energy, axis=1),
-            "lateral_mean": _divide(lateral[:, 0], visible),
-            "lateral_width": np.sqrt(_divide(lateral[:, 1], visible)),
-            "radius_90": self._containment(front, visible, 0.9),
-            "front_fraction": _divide(layer_energy @ self.first_half, visible),
-            "azimuth": _divide(sectors, sectors.sum(axis=1)[:, None]),
+            "lateral_mean": lateral_mean,
+            "lateral_width": np.sqrt(_divide(total[:, 6], visible)),
+            "lateral_spread": lateral_spread,
+            "radius_90": self._containment(front, rings, visible, 0.9),
+            "front_fraction": _divide(front_energy, visible),
+            "front_back_ratio": front_energy / np.maximum(back_energy, max(threshold, _LEAST_MEV)),
+            "azimuth": shares,
+            "azimuth_spread": shares.std(axis=1) * shares.shape[1],
             "layer_energy": layer_energy,
             "layer_fraction": _divide(layer_energy, visible[:, None]),
             "layer_sparsity": 1 - hits / cells,
-            "layer_centre_x": centre_x,
-            "layer_centre_y": centre_y,
-            "layer_width_x": width_x,
-            "layer_width_y": width_y,
+            "layer_centre_x": layer_x,
+            "layer_centre_y": layer_y,
+            "layer_centre_r": layer_r,
+            "layer_width_x": layer_width_x,
+            "layer_width_y": layer_width_y,
+            "layer_width_r": layer_width_r,
         }
-        along = {"x": front.reshape(n, nx, ny).sum(axis=2), "y": front.reshape(n, nx, ny).sum(axis=1)}
+        plane = front.reshape(n, n1, n2)
         return Measured(
             detector=self.detector,
             threshold_mev=threshold,
             energy=events.incident_energy.copy(),
             values={name: array.astype(np.float32) for name, array in values.items()},
             rings=rings.astype(np.float32),
-            along={name: array.astype(np.float32) for name, array in along.items()},
+            along={
+                axis: plane.sum(axis=other).astype(np.float32) for axis, other in zip(self.detector.axes[1:], (2, 1), strict=True)
+            },
             cells=energy,
             offsets=starts[::layers].astype(np.int64),
-            images=self._images(strata_of(events.incident_energy), event, row % layers, cell, energy),
+            below_cells=np.bincount(below, minlength=n),
+            below_energy=np.bincount(below, below_energy, minlength=n).astype(np.float32),
+            images=self._images(strata_of(events.incident_energy), event, layer, cell, energy),
             empty=int((visible == 0).sum()),
         )
 
-    def _containment(self, front: NDArray[np.float64], visible: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-        """Radius around the axis that holds `share` of the visible energy, linear between the radii of cells. (N,) mm"""
-        radius = self.radius[self.order]
-        inside = np.cumsum(front[:, self.order], axis=1)
-        last = np.flatnonzero(np.append(np.diff(radius) > 1e-9, True))  # cells of one radius count together
-        radius, inside = radius[last], inside[:, last]
+    def _along_z(self, layer_energy: Float, visible: Float) -> tuple[Float, Float, Float, Float]:
+        """Centre, width, skewness and kurtosis in depth, (N,) each; the last three are zero if all energy is in one layer."""
+        centre = _divide(layer_energy @ self.z, visible)
+        distance = self.z - centre[:, None]
+        second, third, fourth = (_divide((layer_energy * distance**order).sum(axis=1), visible) for order in (2, 3, 4))
+        second = np.where(second > 1e-12 * centre**2, second, 0.0)  # rounding leaves less
+        return centre, np.sqrt(second), _divide(third, second**1.5), _divide(fourth, second**2)
+
+    def _containment(self, front: Float, rings: Float, visible: Float, share: float) -> Float:
+        """Radius around the axis that holds `share` of the visible energy, (N,) mm.
+
+        Linear between the radii of cells; on a cylindrical grid between the edges of its rings.
+        """
+        if self.detector.grid == "cylindrical":
+            radius = (np.arange(self.rings) + 1) * self.detector.cell_size[2]
+            inside = np.cumsum(rings, axis=1)
+        else:
+            radius = self.radius[self.order]
+            inside = np.cumsum(front[:, self.order], axis=1)
+            last = np.flatnonzero(np.append(np.diff(radius) > 1e-9, True))  # cells of one radius count together
+            radius, inside = radius[last], inside[:, last]
         wanted = share * visible
         step = np.clip((inside < wanted[:, None]).sum(axis=1), 0, len(radius) - 1)
         rows = np.arange(len(front))
@@ -232,33 +296,36 @@ class _Frame:
         part = _divide(wanted - below, inside[rows, step] - below)
         return np.where(visible > 0, start + np.clip(part, 0, 1) * (radius[step] - start), 0.0)
 
-    def _images(
-        self, strata: Counts, event: Counts, layer: Counts, cell: Counts, energy: Array
-    ) -> dict[int, dict[str, NDArray[np.float64]]]:
-        layers, nx, ny = self.detector.shape
+    def _images(self, strata: Counts, event: Counts, layer: Counts, cell: Counts, energy: Array) -> Images:
+        """Along z and each transverse axis (rows the transverse axis, columns z), and the transverse plane."""
+        layers, n1, n2 = self.detector.shape
         numbers, index = np.unique(strata, return_inverse=True)
-        x, y = np.divmod(cell, ny)
-        pairs = {"zx": (x, layer, nx, layers), "zy": (y, layer, ny, layers), "xy": (x, y, nx, ny)}
-        images: dict[int, dict[str, NDArray[np.float64]]] = {int(number): {} for number in numbers}
-        for name, (first, second, rows, columns) in pairs.items():
-            flat = (index[event] * rows + first) * columns + second
+        first, second = np.divmod(cell, n2)
+        z, a, b = (axis[0] for axis in self.detector.axes)
+        pairs = {z + a: (first, layer, n1, layers), z + b: (second, layer, n2, layers), a + b: (first, second, n1, n2)}
+        images: Images = {int(number): {} for number in numbers}
+        for name, (row, column, rows, columns) in pairs.items():
+            flat = (index[event] * rows + row) * columns + column
             summed = np.bincount(flat, energy, minlength=len(numbers) * rows * columns).reshape(len(numbers), rows, columns)
             for number, image in zip(numbers, summed, strict=True):
                 images[int(number)][name] = image.astype(np.float64, copy=False)
         return images
 
 
-def ring_radii(detector: Detector) -> NDArray[np.float64]:
-    """Mean radius of the cells of each ring, mm; ring k holds cells with k - 1/2 <= r / pitch < k + 1/2."""
+def ring_radii(detector: Detector) -> Float:
+    """Mean radius of the middles of each ring's cells, mm.
+
+    On a cartesian grid a ring holds the cells with k - 1/2 <= r / pitch < k + 1/2, on a cylindrical one those of one r.
+    """
     return _Frame(detector).ring_radius
 
 
-def layer_depths(detector: Detector) -> NDArray[np.float64]:
+def layer_depths(detector: Detector) -> Float:
     """Depth of each layer's middle, mm from the front face."""
     return np.asarray((np.arange(detector.layers) + 0.5) * detector.cell_size[0], np.float64)
 
 
-def _divide(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
+def _divide(first: NDArray[np.floating], second: NDArray[np.floating]) -> Float:
     """first / second, zero where second is zero."""
     shape = np.broadcast_shapes(first.shape, second.shape)
     quotient = np.zeros(shape, np.float64)
@@ -266,19 +333,25 @@ def _divide(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArra
     return quotient
 
 
-def _moments(sums: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Centres and widths sqrt(<x^2> - <x>^2), clipped at zero, from sums of (1, x, y, x^2, y^2) in the last axis."""
-    weight = sums[..., 0]
-    x, y, xx, yy = (_divide(sums[..., column], weight) for column in range(1, 5))
+def _moments(sums: Float) -> tuple[tuple[Float, ...], tuple[Float, ...]]:
+    """Centres, and widths sqrt(<q^2> - <q>^2), from sums of (1, x, y, r, x^2, y^2, r^2) in the last axis."""
+    mean = [_divide(sums[..., column], sums[..., 0]) for column in range(1, 7)]
+    centres, squares = mean[:3], mean[3:]
+    variances = [square - centre**2 for centre, square in zip(centres, squares, strict=True)]
     # rounding leaves 1e-13 or so where a layer has one cell; below a nanometre it is zero
-    return (
-        x,
-        y,
-        *(
-            np.sqrt(np.where(variance > 1e-12 * square, variance, 0.0))
-            for variance, square in ((xx - x * x, xx), (yy - y * y, yy))
-        ),
-    )
+    kept = [np.where(one > 1e-12 * square, one, 0.0) for one, square in zip(variances, squares, strict=True)]
+    return tuple(centres), tuple(np.sqrt(one) for one in kept)
+
+
+def _check_range(visible: Float, incident: Float, first: int) -> None:
+    largest = float(np.finfo(np.float32).max) / 1e6  # leaves room for ratios
+    bad = np.flatnonzero((visible > largest) | (visible > largest * incident))
+    if bad.size:
+        event = bad[0]
+        raise InvalidEventSet(
+            f"Event {first + event} has a visible energy of {visible[event]:.3g} MeV at an incident energy of "
+            f"{incident[event]:.3g} MeV: finite energies in MeV of one event are right. Repair or remove the event."
+        )
 
 
 def _describe(events: EventSet | Path | str) -> tuple[int, Detector]:
@@ -290,7 +363,7 @@ def _describe(events: EventSet | Path | str) -> tuple[int, Detector]:
 
 def _chunks(events: EventSet | Path | str) -> Iterator[EventSet]:
     if not isinstance(events, EventSet):
-        yield from iterate_events(events, CHUNK)
+        yield from _ahead(iterate_events(events, CHUNK))
         return
     for start in range(0, len(events), CHUNK):
         part = events[start : start + CHUNK]
@@ -298,8 +371,17 @@ def _chunks(events: EventSet | Path | str) -> Iterator[EventSet]:
         yield part
 
 
+def _ahead(chunks: Iterator[EventSet]) -> Iterator[EventSet]:
+    """The same chunks, each read in a thread while the one before is measured."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(next, chunks, None)
+        while (part := waiting.result()) is not None:
+            waiting = pool.submit(next, chunks, None)
+            yield part
+
+
 def _join(parts: list[Measured]) -> Measured:
-    images: dict[int, dict[str, NDArray[np.float64]]] = {}
+    images: Images = {}
     for part in parts:
         for number, found in part.images.items():
             known = images.setdefault(number, {name: np.zeros_like(image) for name, image in found.items()})
@@ -317,34 +399,8 @@ def _join(parts: list[Measured]) -> Measured:
         along={name: np.concatenate([part.along[name] for part in parts]) for name in first.along},
         cells=np.concatenate([part.cells for part in parts]),
         offsets=np.append(np.concatenate(offsets), shifts[-1]),
+        below_cells=np.concatenate([part.below_cells for part in parts]),
+        below_energy=np.concatenate([part.below_energy for part in parts]),
         images=images,
         empty=sum(part.empty for part in parts),
     )
-
-
-UNITS: dict[str, str] = {
-    "response": "",
-    "visible_energy": "MeV",
-    "occupancy": "cells",
-    "cell_energy": "MeV",
-    "centre_x": "mm",
-    "centre_y": "mm",
-    "centre_z": "mm",
-    "width_x": "mm",
-    "width_y": "mm",
-    "width_z": "mm",
-    "shower_maximum": "layer",
-    "lateral_mean": "mm",
-    "lateral_width": "mm",
-    "radius_90": "mm",
-    "front_fraction": "",
-    "azimuth": "",
-    "layer_energy": "MeV",
-    "layer_fraction": "",
-    "layer_sparsity": "",
-    "layer_centre_x": "mm",
-    "layer_centre_y": "mm",
-    "layer_width_x": "mm",
-    "layer_width_y": "mm",
-}
-"""Units of the observables; empty for pure numbers."""
