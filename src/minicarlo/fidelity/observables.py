@@ -40,9 +40,10 @@ class Measured:
 
     `values`: (N,) or (N, layers) per observable; `rings` (N, R) MeV in rings around the axis; `along` energy along the two
     transverse axes of the grid, (N, cells) MeV by the axis' name; `cells` the energies of all cells above threshold, those of
-    event i from `offsets[i]` to `offsets[i + 1]`; `below_cells` and `below_energy`, (N,), cells that have energy but not more
-    than the threshold, and their energy in MeV; `images` summed energy per stratum of incident energy and projection, named
-    by the initials of two axes; `empty` events without any cell above threshold.
+    event i from `offsets[i]` to `offsets[i + 1]`, and `voxels` their places in the flattened sample; `below_cells` and
+    `below_energy`, (N,), cells that have energy but not more than the threshold, and their energy in MeV; `images` summed energy
+    per stratum of incident energy and projection, named by the initials of two axes; `empty` events without any cell above
+    threshold.
     """
 
     detector: Detector
@@ -52,6 +53,7 @@ class Measured:
     rings: Array
     along: dict[str, Array]
     cells: Array
+    voxels: NDArray[np.int32]
     offsets: Counts
     below_cells: Counts
     below_energy: Array
@@ -75,6 +77,7 @@ class Measured:
             rings=self.rings[picked],
             along={name: values[picked] for name, values in self.along.items()},
             cells=self.cells[cell],
+            voxels=self.voxels[cell],
             offsets=offsets,
             below_cells=self.below_cells[picked],
             below_energy=self.below_energy[picked],
@@ -260,6 +263,7 @@ class _Frame:
                 axis: plane.sum(axis=other).astype(np.float32) for axis, other in zip(self.detector.axes[1:], (2, 1), strict=True)
             },
             cells=energy,
+            voxels=(hit % self.detector.voxels).astype(np.int32),
             offsets=starts[::layers].astype(np.int64),
             below_cells=np.bincount(below, minlength=n),
             below_energy=np.bincount(below, below_energy, minlength=n).astype(np.float32),
@@ -398,6 +402,7 @@ def _join(parts: list[Measured]) -> Measured:
         rings=np.concatenate([part.rings for part in parts]),
         along={name: np.concatenate([part.along[name] for part in parts]) for name in first.along},
         cells=np.concatenate([part.cells for part in parts]),
+        voxels=np.concatenate([part.voxels for part in parts]),
         offsets=np.append(np.concatenate(offsets), shifts[-1]),
         below_cells=np.concatenate([part.below_cells for part in parts]),
         below_energy=np.concatenate([part.below_energy for part in parts]),
