@@ -11,6 +11,7 @@ BINS = 100
 LAYER_BINS = 39
 CELL_BINS = 49
 _COUNTS = ("occupancy", "shower_maximum")
+_WIDE = ("visible_energy", "front_back_ratio")
 
 
 def edges_of(name: str, reference: NDArray[np.floating], threshold_mev: float) -> Float:
@@ -18,9 +19,9 @@ def edges_of(name: str, reference: NDArray[np.floating], threshold_mev: float) -
 
     As CaloChallenge's `evaluate_plotting_helper.py`: response 100 bins within a factor of 1/2 to 3/2 (there around one, here
     around the reference's mean, since a sampling calorimeter's response is not one); layer energies 40 and cell energies 50
-    logarithmic edges from threshold to the reference's largest; centres of layers 100 bins from -30 to 30 mm, widths from 0
-    to 30 mm. Others: 100 bins between the reference's quantiles 0.1 % and 99.9 %, of a whole number of units for what is
-    counted.
+    logarithmic edges from threshold to the reference's largest; centres of layers 100 bins from -30 to 30 mm, those in r and
+    widths from 0 to 30 mm. Others: 100 bins between the reference's quantiles 0.1 % and 99.9 %, of a whole number of units
+    for what is counted, logarithmic for what spans more than a decade.
     """
     values = reference.astype(np.float64)
     if name == "response":
@@ -29,15 +30,15 @@ def edges_of(name: str, reference: NDArray[np.floating], threshold_mev: float) -
         low, high = max(threshold_mev, 1e-6), values.max(initial=0.0)
         number = CELL_BINS if name == "cell_energy" else LAYER_BINS
         return np.geomspace(low, high, number + 1) if high > 1.01 * low else np.linspace(low, 2 * low, number + 1)
-    if name.startswith("layer_centre"):
+    if name in ("layer_centre_x", "layer_centre_y"):
         return np.linspace(-30, 30, BINS + 1)
-    if name.startswith("layer_width"):
+    if name.startswith(("layer_centre", "layer_width")):
         return np.linspace(0, 30, BINS + 1)
     low, high = np.quantile(values, [0.001, 0.999])
     if name in _COUNTS:
         width = max(1, int(np.ceil((high - low + 1) / BINS)))
         return np.arange(np.floor(low), np.ceil(high) + width + 1, width) - 0.5
-    if name == "visible_energy" and low > 0 and high > 10 * low:
+    if name in _WIDE and low > 0 and high > 10 * low:
         return np.geomspace(low, high, BINS + 1)
     if high <= low:
         low, high = low - 0.5, high + 0.5
