@@ -23,7 +23,7 @@ from minicarlo.cli._common import format_seconds, json_option, key_values, print
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the bootstrap interval.")
 @click.option("--max-trials", type=int, default=20, show_default=True, help="Plans to evaluate in full, at most.")
 @click.option("--time-limit", type=float, help="Seconds after which the best plan so far is taken.")
-@click.option("--strategy", default="fallback", show_default=True, help="How plans are searched for.")
+@click.option("--strategy", default="pareto", show_default=True, help="How plans are searched for.")
 @click.option(
     "--reference", type=click.Path(path_type=Path), help="Monte Carlo events that the result must not describe worse than fp32."
 )

@@ -48,8 +48,8 @@ class CompiledGenerator(ABC):
         """The format each layer with multiply-accumulates runs in, as the runtime itself reports it."""
 
     @abstractmethod
-    def layer_seconds(self, latent: Array, incident_energy: Array, rounds: int = 5) -> dict[str, float]:
-        """Median seconds of each layer in one inference of (batch, L) latents, by the runtime's own clock.
+    def layer_seconds(self, latent: Array, incident_energy: Array, rounds: int = 15) -> dict[str, float]:
+        """Seconds of each layer in one inference of (batch, L) latents: the least of `rounds`, by the runtime's own clock.
 
         With a layer count what the runtime fused into it and the reorders and conversions before and after it. The generator
         must have been compiled to be profiled.

@@ -234,7 +234,7 @@ class OpenVinoGenerator(CompiledGenerator):
                     report[self._layer_of[source]] = _FORMATS.get(ran, ran)
         return {name: report[name] for name in self._layers.values() if name in report}
 
-    def layer_seconds(self, latent: Array, incident_energy: Array, rounds: int = 5) -> dict[str, float]:
+    def layer_seconds(self, latent: Array, incident_energy: Array, rounds: int = 15) -> dict[str, float]:
         """See CompiledGenerator."""
         request = self._compiled.create_infer_request()
         taken: dict[str, list[float]] = {name: [] for name in self._layers.values()}
@@ -246,7 +246,7 @@ class OpenVinoGenerator(CompiledGenerator):
                     spent[layer] += node.real_time.total_seconds()
             for name, seconds in spent.items():
                 taken[name].append(seconds)
-        return {name: float(np.median(seconds[1:])) for name, seconds in taken.items()}
+        return {name: min(seconds[1:]) for name, seconds in taken.items()}
 
     def _owner(self, node: str) -> str | None:
         """The layer that a runtime node belongs to: itself, or a reorder named PRODUCER_..._CONSUMER."""

@@ -68,7 +68,7 @@ def tune(
     confidence: float = 0.95,
     max_trials: int = 20,
     time_limit: float | None = None,
-    strategy: str = "fallback",
+    strategy: str = "pareto",
     seed: int = 1,
     calibration_events: int = 256,
     evaluation_events: int = 2048,
