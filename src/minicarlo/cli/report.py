@@ -17,6 +17,7 @@ from minicarlo.errors import InvalidConfig
 @click.option("--surrogate", help="Path or shipped name; shows its precision plan and tuning history.")
 @click.option("--tuning", type=click.Path(path_type=Path), help="File saved from `minicarlo tune --json`.")
 @click.option("--bench", type=click.Path(path_type=Path), help="File saved from `minicarlo bench --json`.")
+@click.option("--figures", type=click.Path(path_type=Path), help="Folder for every figure as PDF and PNG.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the bootstrap.")
 @json_option
 def command(
@@ -26,13 +27,14 @@ def command(
     surrogate: str | None,
     tuning: Path | None,
     bench: Path | None,
+    figures: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
     """Write one self-contained page that compares event sets with a reference.
 
-    REFERENCE and each CANDIDATE are event sets (a file or a directory of shards). The last
-    candidate gives the verdict on top.
+    REFERENCE is an event set (a file or a directory of shards), each CANDIDATE another one or the
+    file that `minicarlo validate --json` made of it. The last candidate gives the verdict on top.
 
     \b
     Example:
@@ -48,6 +50,7 @@ def command(
             surrogate=surrogate,
             tuning=tuning,
             bench=bench,
+            figures=figures,
             seed=seed,
             progress=progress,
         )
@@ -55,6 +58,8 @@ def command(
         print_json({"path": page, "bytes": page.stat().st_size, "candidates": list(_labelled(candidates))})
     else:
         say(f"Wrote {page}. Open it in a browser; it needs no network.")
+        if figures is not None:
+            say(f"Wrote the figures to {figures}.")
 
 
 def _labelled(candidates: tuple[str, ...]) -> dict[str, Path]:

@@ -13,8 +13,12 @@ from minicarlo.errors import InvalidConfig
 from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.fidelity import Scorecard, validate
 from minicarlo.files import atomic_path, check_writable
-from minicarlo.report.inputs import history_of, read_bench, read_json, tuning_of
-from minicarlo.report.page import number_of_gev, render
+from minicarlo.report.export import write_figures
+from minicarlo.report.inputs import History, history_of, read_bench, read_json, read_scorecard, tuning_of
+from minicarlo.report.names import gev
+from minicarlo.report.overview import overview
+from minicarlo.report.page import render
+from minicarlo.report.sections import Plot, sections
 from minicarlo.surrogate import Surrogate
 
 __all__ = ["report"]
@@ -29,8 +33,8 @@ def report(
     *,
     surrogate: Surrogate | Path | str | None = None,
     tuning: Mapping[str, Any] | Path | str | None = None,
-    trials: Sequence[Mapping[str, Any]] | None = None,
     bench: Mapping[str, Any] | Path | str | None = None,
+    figures: Path | str | None = None,
     seed: int = 0,
     provenance: Mapping[str, object] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -39,13 +43,14 @@ def report(
 
     Arguments:
         reference: event set of the Monte Carlo.
-        candidates: label to event set, or to a scorecard that `validate` has made with the same reference; at most six.
+        candidates: label to event set, or to a scorecard that `validate` has made with the same reference, or to the JSON file
+            of one; at most six.
             The verdict on top of the page is that of the last one. The labels `FP32` and `tuned` match the runs of `bench`.
         output: the HTML file.
         surrogate: where the candidates come from; when it is tuned, its plan and history are shown.
         tuning: result of `tune`, or the file of its `--json`; default: what the surrogate carries.
-        trials: the trials of the tuning; default: the history the surrogate carries.
         bench: result of `bench`, or the file of its `--json`.
+        figures: folder for every figure as PDF and PNG, and all of them in `figures.pdf`.
         seed: of the bootstrap.
         provenance: more rows for the last section.
         progress: called with (done, total) candidates.
@@ -58,9 +63,10 @@ def report(
     check_writable(output)
     if surrogate is not None and not isinstance(surrogate, Surrogate):
         surrogate = Surrogate.load(surrogate)
+    history = History()
     if surrogate is not None:
         tuning = tuning_of(surrogate) if tuning is None else tuning
-        trials = history_of(surrogate) if trials is None else trials
+        history = history_of(surrogate)
     if isinstance(tuning, str | Path):
         tuning = read_json(tuning)
     if isinstance(bench, str | Path):
@@ -71,33 +77,63 @@ def report(
     for done, (label, candidate) in enumerate(candidates.items()):
         if progress is not None:
             progress(done, len(candidates))
-        card = candidate if isinstance(candidate, Scorecard) else validate(reference, candidate, seed=seed)
-        cards[label] = card.to_dict()
+        cards[label] = _card(reference, candidate, seed)
     if progress is not None:
         progress(len(candidates), len(candidates))
+    _check_alike(cards)
 
     detector = get_detector(about["detector"])
     name = _reference_name(about["attributes"])
     energies = about["conditions"][ENERGY]
     what = surrogate.manifest.name if surrogate is not None else ", ".join(candidates)
-    sizes = [f"{card['candidate']['events']:,} of {label}" for label, card in cards.items()]
+    sizes = [f"{card.candidate.events:,} of {label}" for label, card in cards.items()]
     lead = (
-        f"{about['count']:,} {name} showers at {number_of_gev(energies['low'])} to {number_of_gev(energies['high'])} GeV in "
+        f"{about['count']:,} {name} showers at {gev(energies['low'])} to {gev(energies['high'])} GeV in "
         f"{detector.name} ({detector.description}), compared with {_and(sizes)}."
     )
+    hero = Plot("All observables", overview(cards, name))
+    parts = sections(cards, name, tuning, history, bench)
     html = render(
         cards,
+        hero,
+        parts,
         title=f"{'Surrogate ' * (surrogate is not None)}{what} against {name}",
         lead=lead,
         reference=name,
         tuning=tuning,
-        trials=trials or (),
         bench=bench,
         provenance={**_provenance(reference, candidates, about, surrogate), **(provenance or {})},
     )
     with atomic_path(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
+    if figures is not None:
+        write_figures(Path(figures), hero, parts)
     return output
+
+
+def _card(reference: Path | str | EventSet, candidate: Path | str | EventSet | Scorecard, seed: int) -> Scorecard:
+    if isinstance(candidate, Scorecard):
+        return candidate
+    if not isinstance(candidate, EventSet) and Path(candidate).suffix == ".json":
+        return read_scorecard(candidate)
+    return validate(reference, candidate, seed=seed)
+
+
+def _check_alike(cards: Mapping[str, Scorecard]) -> None:
+    """All must come from one reference: the report draws it once."""
+
+    def shape(card: Scorecard) -> tuple[object, ...]:
+        layers = {name: len(score.layers) for name, score in card.observables.items() if score.layers}
+        profiles = {name: len(profile.x) for name, profile in card.profiles.items()}
+        return card.detector, card.reference.events, card.reference.low_mev, card.reference.high_mev, layers, profiles
+
+    first, *others = cards
+    for label in others:
+        if shape(cards[label]) != shape(cards[first]):
+            raise InvalidConfig(
+                f"Candidates {first} and {label} were compared with different references. Validate both with the same one, "
+                "and the same version of minicarlo."
+            )
 
 
 def _about(reference: Path | str | EventSet) -> dict[str, Any]:

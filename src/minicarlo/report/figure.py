@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
@@ -16,6 +19,7 @@ import matplotlib.ticker
 import mplhep
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -30,6 +34,9 @@ _LEFT, _RIGHT = 0.78, 0.1  # margins, inches
 REFERENCE_FILL = "#D5D8DC"
 REFERENCE_LINE = "#2B2F36"
 BAND = "#B4B9C1"
+FLOOR = "#E9EBEE"
+SMALL, WIDE = (3.66, 3.1), (5.5, 4.1)  # inches; three or two in a row of the page
+FULL = 11.4  # inches, the width of the page
 
 STYLE: Any = {
     **{key: value for key, value in mplhep.style.ROOT.items() if value is not None},
@@ -53,6 +60,7 @@ STYLE: Any = {
     "ytick.major.pad": 4,
     "svg.fonttype": "path",
     "svg.hashsalt": "minicarlo",
+    "pdf.fonttype": 42,
     "figure.dpi": 96,
 }
 
@@ -67,13 +75,42 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot as an SVG data address, with its size in CSS pixels, words for those who cannot see it, and its numbers."""
+    """A finished figure, words for those who cannot see it, and its numbers."""
 
-    source: str
-    width: int
-    height: int
+    figure: Figure
     alt: str
     table: Table
+
+    @property
+    def width(self) -> int:
+        """CSS pixels."""
+        return round(96 * float(self.figure.get_size_inches()[0]))
+
+    @property
+    def height(self) -> int:
+        """CSS pixels."""
+        return round(96 * float(self.figure.get_size_inches()[1]))
+
+    @cached_property
+    def source(self) -> str:
+        """The figure as an SVG data address; a hundredth of a point is precise enough for its curves."""
+        buffer = io.BytesIO()
+        self.save(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        rounded = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), buffer.getvalue().decode())
+        return f"data:image/svg+xml;base64,{base64.b64encode(rounded.encode()).decode()}"
+
+    def save(self, target: Path | io.BytesIO | PdfPages, **options: Any) -> None:  # noqa: ANN401
+        """As `Figure.savefig`, in the report's style."""
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            # A name in a rare script is drawn as boxes; the table has it.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            self.figure.savefig(target, **options)  # type: ignore[arg-type]
+
+    def save_page(self, pages: PdfPages, title: str) -> None:
+        """As a page of its own with a title above the figure."""
+        words = self.figure.text(0.01, 1.02, plain(title, 100), va="bottom", fontsize=11)
+        self.save(pages, format="pdf", bbox_inches="tight", pad_inches=0.15)
+        words.remove()
 
 
 def plain(text: object, limit: int = 32) -> str:
@@ -100,18 +137,6 @@ def drawing(width: float, height: float, layout: Literal["constrained"] | None =
     """A figure of so many inches in the report's style; no global state of matplotlib is touched."""
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(width, height), layout=layout)
-
-
-def picture(figure: Figure, alt: str, table: Table) -> Picture:
-    """The finished figure. Call it inside `drawing`, whose style also governs how the SVG is written."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # a name in a rare script: boxes, and the table has it
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return Picture(f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}", width, height, alt, table)
 
 
 def panel(figure: Figure, left: float = _LEFT) -> Axes:
@@ -161,6 +186,44 @@ def _fits(limit: float, ratios: Sequence[Array], errors: Sequence[Array]) -> boo
         if measured.sum() < 0.5 * known.sum() or (np.abs(ratio[measured] - 1) > 0.92 * limit).mean() > 0.1:
             return False
     return True
+
+
+def legend(axes: Axes, entries: int, *, small: bool = False) -> None:
+    """A legend of so many entries in the upper right corner, and room for it above the curves."""
+    columns = 1 if entries < 4 else 2
+    rows = math.ceil(entries / columns)
+    share = rows * (0.095 if small else 0.07) + 0.04
+    bottom, top = axes.get_ylim()
+    if axes.get_yscale() == "log":
+        axes.set_ylim(bottom, top * (top / bottom) ** (share / (1 - share)))
+    else:
+        axes.set_ylim(bottom, bottom + (top - bottom) / (1 - share))
+    axes.legend(loc="upper right", ncols=columns, fontsize=8 if small else 9, columnspacing=1.0, borderaxespad=0.4)
+
+
+def reference_steps(axes: Axes, edges: Array, values: Array, label: str) -> None:
+    """The reference, or the floor, as filled steps."""
+    axes.stairs(values, edges, fill=True, facecolor=REFERENCE_FILL, edgecolor=REFERENCE_LINE, linewidth=1, label=label)
+
+
+def array(values: Sequence[float | None]) -> Array:
+    """Numbers of a scorecard, NaN where one is missing."""
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def columns_table(header: Sequence[str], columns: Sequence[Array]) -> Table:
+    """A table of columns of numbers."""
+    return Table(tuple(header), tuple(tuple(number(float(value), 4) for value in row) for row in zip(*columns, strict=True)))
+
+
+def worst_words(ratios: Sequence[Array], errors: Sequence[Array], labels: Sequence[str]) -> str:
+    """The largest well-measured deviation of each candidate, for the words that stand for a picture."""
+    words = []
+    for label, ratio, error in zip(labels, ratios, errors, strict=False):
+        measured = np.isfinite(ratio) & (error < 0.1)
+        if measured.any():
+            words.append(f"{label} differs from the reference by up to {100 * np.abs(ratio[measured] - 1).max():.1f} %")
+    return "; ".join(words) or "too few events for a statement"
 
 
 def divide(numerator: Array, denominator: Array) -> Array:

@@ -5,13 +5,40 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from minicarlo.errors import InvalidConfig
+from minicarlo.fidelity import Scorecard
 from minicarlo.surrogate import TUNED_HISTORY, Surrogate
 
 _LARGEST = 2**24
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan that tuning tried: speed and loss relative to FP32 where known, the interval of the loss, formats by layer."""
+
+    trial: str
+    accepted: bool
+    description: str = ""
+    speedup: float | None = None
+    speedup_spread: float | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    ran: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class History:
+    """The trials of a tuning, and what each (layer, format) alone costs; None is beyond all bounds."""
+
+    trials: tuple[Trial, ...] = ()
+    sensitivities: Mapping[tuple[str, str], float | None] = field(default_factory=dict)
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
@@ -27,6 +54,18 @@ def read_json(path: Path | str) -> dict[str, Any]:
     return found
 
 
+def read_scorecard(path: Path | str) -> Scorecard:
+    """The scorecard of `minicarlo validate --json`. Raises InvalidConfig naming file and field."""
+    try:
+        return Scorecard.from_dict(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InvalidConfig(
+            f"{path} is not what `minicarlo validate --json` writes: {where}: {first['msg']}. Validate again."
+        ) from None
+
+
 def read_bench(path: Path | str) -> dict[str, Any]:
     """The JSON object of `minicarlo bench --json`. Raises InvalidConfig naming file and field."""
     found = read_json(path)
@@ -40,9 +79,16 @@ def read_bench(path: Path | str) -> dict[str, Any]:
             if not (math.isfinite(run["events_per_second"]) and run["events_per_second"] > 0):
                 raise ValueError("events_per_second must be positive")
         speedup = {str(name): _finite(value) for name, value in (found.get("speedup") or {}).items()}
+        sweep = [_swept(point) for point in found.get("sweep") or ()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidConfig(f"{path}: runs is not what `minicarlo bench --json` writes ({error}). Measure again.") from None
-    return {**found, "runs": runs, "speedup": speedup}
+    return {**found, "runs": runs, "speedup": speedup, "sweep": sweep}
+
+
+def _swept(point: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {name: int(point[name]) for name in ("streams", "batch")}
+    rates = {"events_per_second": float(point["events_per_second"]), "spread": _finite(point.get("spread"))}
+    return {"precision": str(point["precision"]), **counts, **rates}
 
 
 def tuning_of(surrogate: Surrogate) -> dict[str, Any] | None:
@@ -61,38 +107,43 @@ def tuning_of(surrogate: Surrogate) -> dict[str, Any] | None:
     }
 
 
-def history_of(surrogate: Surrogate) -> list[dict[str, Any]]:
-    """The trials of a tuned surrogate's history; empty when it has none."""
+def history_of(surrogate: Surrogate) -> History:
+    """The history of a tuned surrogate; empty when it has none."""
     if TUNED_HISTORY not in surrogate.manifest.files:
-        return []
-    return trials((surrogate.path / TUNED_HISTORY).read_text(encoding="utf-8", errors="replace").splitlines())
+        return History()
+    return read_history((surrogate.path / TUNED_HISTORY).read_text(encoding="utf-8", errors="replace").splitlines())
 
 
-def trials(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """Trials from the lines of a history; a line that is none (cut short by a kill) is left out."""
-    found: list[dict[str, Any]] = []
+def read_history(lines: Iterable[str]) -> History:
+    """The history in these lines; a line that is none (cut short by a kill) is left out."""
+    trials: list[Trial] = []
+    sensitivities: dict[tuple[str, str], float | None] = {}
     for line in lines:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(entry, Mapping) and (trial := _trial(entry, len(found) + 1)) is not None:
-            found.append(trial)
-    return found
+        if not isinstance(entry, Mapping):
+            continue
+        if entry.get("kind") == "sensitivity":
+            sensitivities[str(entry.get("layer")), str(entry.get("format"))] = _finite(entry.get("value"))
+        elif "accepted" in entry:
+            trials.append(_trial(entry, len(trials) + 1))
+    return History(tuple(trials), sensitivities)
 
 
-def _trial(entry: Mapping[str, Any], count: int) -> dict[str, Any] | None:
-    if "accepted" not in entry:
-        return None
-    criterion = entry.get("criterion")
+def _trial(entry: Mapping[str, Any], count: int) -> Trial:
+    criterion, ran = entry.get("criterion"), entry.get("ran")
     numbers = criterion if isinstance(criterion, Mapping) else entry
-    return {
-        "trial": str(entry.get("trial", count))[:12],
-        "accepted": entry["accepted"] is True,
-        "description": str(entry.get("description") or entry.get("reason") or "")[:200],
-        "speedup": _finite(entry.get("speedup")),
+    return Trial(
+        trial=str(entry.get("trial", count))[:12],
+        accepted=entry["accepted"] is True,
+        description=str(entry.get("description") or entry.get("reason") or "")[:200],
+        speedup=_finite(entry.get("speedup")),
+        speedup_spread=_finite(entry.get("speedup_spread")),
         **{name: _finite(numbers.get(name)) for name in ("value", "low", "high")},
-    }
+        ran={str(layer): str(form) for layer, form in ran.items()} if isinstance(ran, Mapping) else {},
+    )
 
 
 def _finite(value: object) -> float | None:

@@ -1,4 +1,4 @@
-"""The first screen of the report: a few tiles and the key numbers, from the JSON objects of validate, tune and bench."""
+"""The first screen of the report: a few tiles and the key numbers, from the results of validate, tune and bench."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ from typing import Any
 
 import numpy as np
 
-from minicarlo.fidelity.scorecard import INDISTINGUISHABLE
-from minicarlo.report.figure import number
-from minicarlo.report.names import FORMAT_COLORS
+from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, NOT_ENOUGH, EnergyBin, Profile, Score, Scorecard, Verdict
+from minicarlo.report.figure import array, number
+from minicarlo.report.names import FORMAT_COLORS, OTHER_FORMAT, classifier_title, observable_title
+from minicarlo.report.scores import plus_minus, with_error
 
-Cards = Mapping[str, Mapping[str, Any]]
+_VERDICT_COLORS: dict[Verdict, str] = {INDISTINGUISHABLE: "#00684d", DIFFERS: "#d55e00", NOT_ENOUGH: "#b4b9c1"}
+_MOODS = {INDISTINGUISHABLE: "good", DIFFERS: "bad"}
 
 
 @dataclass(frozen=True)
 class Share:
-    """A piece of the bar in a tile, in percent of its width."""
+    """A piece of a bar, in percent of its width."""
 
     start: float
     width: float
     color: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of shares, the words it stands for, and the line below it."""
+
+    shares: tuple[Share, ...]
+    alt: str
+    line: str
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,9 @@ class Tile:
 
     name: str
     big: str
-    lines: tuple[str, ...]
+    lines: tuple[str, ...] = ()
     mood: str = ""
-    shares: tuple[Share, ...] = ()
-    alt: str = ""
+    bars: tuple[Bar, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,32 +56,62 @@ class KeyNumber:
     floor: str = "–"
 
 
-def with_error(score: Mapping[str, Any] | None, key: str = "value", scale: float = 1.0) -> str:
-    """`0.0123 ± 0.0012`, the error with two significant digits."""
-    if score is None or score.get(key) is None:
-        return "–"
-    value, error = float(score[key]) * scale, score.get("error")
-    if error is None or not np.isfinite(error) or error <= 0:
-        return number(value)
-    error = float(error) * scale
-    decimals = max(0, 1 - int(np.floor(np.log10(error))))
-    if decimals > 6:
-        return f"{number(value)} ± {number(error, 2)}"
-    return f"{value:,.{decimals}f} ± {error:,.{decimals}f}".replace("-", "−")
+def tiles(
+    cards: Mapping[str, Scorecard], reference: str, tuned: Mapping[str, Any] | None, bench: Mapping[str, Any] | None
+) -> list[Tile]:
+    """Four statements: the verdict on the last candidate, what its error is worth, speed, precision."""
+    found = [
+        verdict_tile(cards, reference),
+        worth_tile(cards, reference),
+        speed_tile(bench) if bench else None,
+        plan_tile(tuned) if tuned else None,
+        classifier_tile(cards),
+        cern_tile(cards),
+    ]
+    return [tile for tile in found if tile is not None][:4]
 
 
-def agreement(card: Mapping[str, Any]) -> tuple[int, int]:
-    """How many observables agree, and how many there are."""
-    verdicts = [entry["verdict"] for entry in card["observables"].values()]
-    return verdicts.count(INDISTINGUISHABLE), len(verdicts)
-
-
-def fidelity_tile(cards: Cards, reference: str) -> Tile:
-    """The verdict on the last candidate, and the count of agreeing observables for each."""
-    verdict = str(list(cards.values())[-1]["verdict"])
-    lines = ["{}: {} of {} observables like {}".format(label, *agreement(card), reference) for label, card in cards.items()]
+def verdict_tile(cards: Mapping[str, Scorecard], reference: str) -> Tile:
+    """The verdict on the last candidate, and for each how many observables have which."""
+    label, card = list(cards.items())[-1]
+    big = {INDISTINGUISHABLE: f"✓ Like {reference}", DIFFERS: f"✗ Differs from {reference}"}.get(
+        card.verdict, "? Not enough events"
+    )
     return Tile(
-        f"Fidelity of {list(cards)[-1]}", verdict.capitalize(), tuple(lines), "good" if verdict == INDISTINGUISHABLE else "bad"
+        f"Verdict on {label}", big, (), _MOODS.get(card.verdict, "unsure"), tuple(_verdicts(*item) for item in cards.items())
+    )
+
+
+def _verdicts(label: str, card: Scorecard) -> Bar:
+    counts = Counter(score.verdict for score in card.observables.values())
+    words = f"{label}: {counts[INDISTINGUISHABLE]} of {counts.total()} observables alike"
+    words += f", {counts[NOT_ENOUGH]} with too few events" if counts[NOT_ENOUGH] else ""
+    told = [classifier_title(name) for name, score in card.classifier.items() if score and score.verdict == DIFFERS]
+    words += f"; {len(told)} classifier{' tells' if len(told) == 1 else 's tell'}" if told else ""
+    shown = [(counts[verdict], color) for verdict, color in _VERDICT_COLORS.items()]
+    return Bar(_shares(shown), words, words)
+
+
+def worth_tile(cards: Mapping[str, Scorecard], reference: str) -> Tile | None:
+    """How many Monte Carlo showers the error of the last candidate is worth."""
+    label, card = list(cards.items())[-1]
+    fewest = min(card.reference.events, card.candidate.events)
+    if (headline := card.headline) is None:
+        if card.verdict != INDISTINGUISHABLE:
+            return None
+        return Tile(
+            "Worth of its error", f"> {fewest:,} showers", (f"With {fewest:,} on either side no observable shows any.",), "good"
+        )
+    interval = (
+        f" (68 %: {headline.low or 0:,} to {f'{headline.high:,}' if headline.high else 'any number'})" if headline.low else ""
+    )
+    lines = [
+        f"The error of {label} is worth {headline.events:,} {reference} showers{interval}: with fewer, no observable shows it.",
+        f"First seen in: {observable_title(headline.observable).lower()}.",
+    ]
+    worths = [f"{other} {own.headline.events:,}" for other, own in cards.items() if other != label and own.headline]
+    return Tile(
+        "Worth of its error", f"{headline.events:,} showers", (*lines, *([f"Others: {', '.join(worths)}."] if worths else []))
     )
 
 
@@ -93,120 +133,112 @@ def speed_tile(bench: Mapping[str, Any]) -> Tile | None:
     return Tile("Speed, tuned over FP32", f"{float(over):.2f} ×", tuple(lines), "good" if float(over) > 1 else "bad")
 
 
-def plan_tile(tuning: Mapping[str, Any]) -> Tile:
-    """Which share of the multiply-accumulates runs in INT8, and how many layers run in which format."""
-    ran = tuning.get("ran") or tuning["plan"]
+def plan_tile(tuned: Mapping[str, Any]) -> Tile:
+    """Which share of the multiply-accumulates runs in INT8, how many layers in which format, and what it costs."""
+    ran = tuned.get("ran") or tuned["plan"]
     counts = Counter(str(name) for name in ran.values())
-    total = max(1, sum(counts.values()))
-    shares, start = [], 0.0
-    for name in sorted(
-        counts, key=lambda name: (name not in FORMAT_COLORS, list(FORMAT_COLORS).index(name) if name in FORMAT_COLORS else 0)
-    ):
-        width = 100 * counts[name] / total
-        shares.append(Share(round(start, 3), round(width, 3), FORMAT_COLORS.get(name, "#8A9099")))
-        start += width
-    words = ", ".join(f"{count} {name.upper()}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-    followed = all(ran.get(layer) == planned for layer, planned in tuning["plan"].items())
-    lines = (
-        "of the multiply-accumulates" if tuning.get("int8_share") is not None else "",
-        f"Layers: {words}",
-        "The runtime followed the plan." if followed else "The runtime did not follow the plan in every layer.",
+    order = list(FORMAT_COLORS)
+    shown = sorted(counts, key=lambda name: order.index(name) if name in order else len(order))
+    words = ", ".join(f"{counts[name]} {name.upper()}" for name in shown)
+    bar = Bar(
+        _shares([(counts[name], FORMAT_COLORS.get(name, OTHER_FORMAT)) for name in shown]), f"Layers by format: {words}", words
     )
-    share = tuning.get("int8_share")
+    followed = all(ran.get(layer) == planned for layer, planned in tuned["plan"].items())
+    lines = ["The runtime followed the plan." if followed else "The runtime did not follow the plan in every layer."]
+    criterion = tuned.get("criterion") or {}
+    if criterion.get("value") is not None:
+        low, high, tolerance = (_percent(criterion.get(name)) for name in ("low", "high", "tolerance"))
+        lines.append(f"Moves observables by {_percent(criterion['value'])} ({low} to {high}, tolerance {tolerance}).")
+    share = tuned.get("int8_share")
     big = f"{100 * float(share):.0f} % INT8" if share is not None else words
-    return Tile(
-        "Precision plan", big, tuple(filter(None, lines)), "" if followed else "bad", tuple(shares), f"Layers by format: {words}"
-    )
+    return Tile("Precision plan", big, tuple(lines), "" if followed else "bad", (bar,))
 
 
-def criterion_tile(tuning: Mapping[str, Any]) -> Tile | None:
-    """What the lower precision costs, in the units of the tuning criterion."""
-    criterion = tuning.get("criterion") or {}
-    value, tolerance = criterion.get("value"), criterion.get("tolerance")
-    if value is None:
-        return None
-    accepted = bool(tuning.get("accepted"))
-    lines = [f"criterion {criterion.get('name', '')}: relative change, tuned against FP32 on the same latents"]
-    if criterion.get("low") is not None and criterion.get("high") is not None:
-        lines.append(f"interval {_percent(criterion['low'])} to {_percent(criterion['high'])}, tolerance {_percent(tolerance)}")
-    return Tile("Cost of lower precision", _percent(value), tuple(lines), "good" if accepted else "bad")
+def _shares(counts: Sequence[tuple[int, str]]) -> tuple[Share, ...]:
+    total = max(1, sum(count for count, _ in counts))
+    shares, start = [], 0.0
+    for count, color in counts:
+        shares.append(Share(round(start, 3), round(100 * count / total, 3), color))
+        start += 100 * count / total
+    return tuple(share for share in shares if share.width)
 
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{number(100 * float(value), 2)} %"
 
 
-def cern_tile(cards: Cards) -> Tile | None:
+def cern_tile(cards: Mapping[str, Scorecard]) -> Tile | None:
     """The CERN figure of the last candidate; stands in where nothing was tuned or measured."""
     label, card = list(cards.items())[-1]
-    if not card.get("cern_error"):
+    if card.cern_error is None:
         return None
-    floor = number(card["cern_error"].get("floor"))
-    return Tile(
-        "CERN figure",
-        number(card["cern_error"]["value"]),
-        (f"{label}, mean relative error of the profile moments", f"reference against itself: {floor}"),
-    )
+    lines = (f"{label}, mean relative error of the profile moments", f"reference against itself: {number(card.cern_error.floor)}")
+    return Tile("CERN figure", number(card.cern_error.value), lines)
 
 
-def classifier_tile(cards: Cards) -> Tile | None:
-    """How well a classifier tells the last candidate from the reference."""
+def classifier_tile(cards: Mapping[str, Scorecard]) -> Tile | None:
+    """How well the best classifier tells the last candidate from the reference."""
     label, card = list(cards.items())[-1]
-    high = (card.get("classifier") or {}).get("high")
-    if not high:
+    found = {name: score for name, score in card.classifier.items() if score is not None and score.auc is not None}
+    if not found:
         return None
-    return Tile("Classifier AUC", number(high["auc"]), (f"{label} against the reference, high-level features; 0.5 is perfect",))
+    best = max(found, key=lambda name: found[name].auc or 0.0)
+    lines = (f"{label} against the reference, {classifier_title(best)}; 0.5 is perfect",)
+    return Tile("Classifier AUC", number(found[best].auc), lines, _MOODS.get(found[best].verdict, ""))
 
 
-def key_numbers(cards: Cards, bench: Mapping[str, Any] | None) -> list[KeyNumber]:
+def key_numbers(cards: Mapping[str, Scorecard], bench: Mapping[str, Any] | None) -> list[KeyNumber]:
     """The rows of the table of key numbers."""
     values = list(cards.values())
     rows = [
-        KeyNumber("Response, largest dev.", tuple(_largest(card["response"]) for card in values)),
-        KeyNumber("Resolution, largest dev.", tuple(_largest(card["resolution"]) for card in values)),
+        KeyNumber("Response, largest dev.", tuple(_largest(card.response) for card in values)),
+        KeyNumber("Resolution, largest dev.", tuple(_largest(card.resolution) for card in values)),
     ]
-    for name, title in (("longitudinal", "Longitudinal profile, largest dev.¹"), ("lateral", "Lateral profile, largest dev.¹")):
-        if all(name in card["profiles"] for card in values):
-            rows.append(KeyNumber(title, tuple(_profile_deviation(card["profiles"][name]) for card in values)))
-    for name, title, scale in (("cern_error", "CERN figure", 1.0), ("fpd", "FPD × 10³", 1e3), ("kpd", "KPD × 10³", 1e3)):
-        if any(card.get(name) for card in values):
-            cells = tuple(with_error(card.get(name), scale=scale) for card in values)
-            rows.append(KeyNumber(title, cells, _floor([card.get(name) for card in values], scale)))
-    for name, title in (("high", "Classifier AUC, network"), ("trees", "Classifier AUC, trees")):
-        scores = [(card.get("classifier") or {}).get(name) for card in values]
-        if any(scores):
-            rows.append(KeyNumber(title, tuple(with_error(score, "auc") for score in scores), _floor(scores, 1.0)))
+    for name, title in (("longitudinal", "Longitudinal profile, largest¹"), ("lateral", "Lateral profile, largest¹")):
+        if all(name in card.profiles for card in values):
+            rows.append(KeyNumber(title, tuple(_profile_deviation(card.profiles[name]) for card in values)))
+    scores: list[tuple[str, float, list[Score | None]]] = [
+        ("CERN figure", 1.0, [card.cern_error for card in values]),
+        ("FPD × 10³", 1e3, [card.fpd for card in values]),
+        ("KPD × 10³", 1e3, [card.kpd for card in values]),
+        ("Precision", 1.0, [card.manifold.precision if card.manifold else None for card in values]),
+        ("Coverage", 1.0, [card.manifold.coverage if card.manifold else None for card in values]),
+    ]
+    for title, scale, found in scores:
+        if any(found):
+            floor = next((score.floor for score in found if score and score.floor is not None), None)
+            cells = tuple(with_error(score, scale) for score in found)
+            rows.append(KeyNumber(title, cells, number(None if floor is None else floor * scale)))
+    for name in dict.fromkeys(name for card in values for name in card.classifier):
+        areas = [card.classifier.get(name) for card in values]
+        if any(areas):
+            cells = tuple("–" if area is None else plus_minus(area.auc, area.error) for area in areas)
+            rows.append(KeyNumber(f"AUC, {classifier_title(name)}", cells, number(next(area.floor for area in areas if area))))
+    if any(card.headline for card in values):
+        worths = tuple("–" if card.headline is None else f"{card.headline.events:,}" for card in values)
+        rows.append(KeyNumber("Worth of its error, showers", worths))
     if bench and bench.get("runs"):
         rows.append(KeyNumber("Showers per second, fastest", tuple(_rate(label, bench["runs"]) for label in cards)))
     return rows
 
 
-def _largest(rows: Sequence[Mapping[str, Any]]) -> str:
+def _largest(rows: Sequence[EnergyBin]) -> str:
     """The deviation from one that is largest, in percent, with its own error."""
-    known = [row for row in rows if row.get("ratio") is not None and np.isfinite(row["ratio"])]
+    known = [(row.ratio - 1, row.error) for row in rows if row.ratio is not None]
     if not known:
         return "–"
-    worst = max(known, key=lambda row: abs(row["ratio"] - 1))
-    return with_error({"value": worst["ratio"] - 1, "error": worst.get("error")}, scale=100) + " %"
+    worst = max(known, key=lambda row: abs(row[0]))
+    return f"{plus_minus(*worst, scale=100)} %"
 
 
-def _profile_deviation(profile: Mapping[str, Any]) -> str:
-    reference, candidate, error = (
-        np.array([np.nan if value is None else value for value in profile[key]], dtype=np.float64)
-        for key in ("reference", "candidate", "candidate_error")
-    )
+def _profile_deviation(profile: Profile) -> str:
+    reference, candidate, error = array(profile.reference), array(profile.candidate), array(profile.candidate_error)
     chosen = np.flatnonzero(reference > 0.05 * np.nanmax(reference))
     if not chosen.size:
         return "–"
     deviation = candidate[chosen] / reference[chosen] - 1
     worst = int(np.argmax(np.abs(deviation)))
-    relative = {"value": float(deviation[worst]), "error": float(error[chosen][worst] / reference[chosen][worst])}
-    return with_error(relative, scale=100) + " %"
-
-
-def _floor(scores: Sequence[Mapping[str, Any] | None], scale: float) -> str:
-    floor = next((score["floor"] for score in scores if score and score.get("floor") is not None), None)
-    return "–" if floor is None else number(float(floor) * scale)
+    return f"{plus_minus(float(deviation[worst]), float(error[chosen][worst] / reference[chosen][worst]), scale=100)} %"
 
 
 def _rate(label: str, runs: Sequence[Mapping[str, Any]]) -> str:
