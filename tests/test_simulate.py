@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib import image
 
 from minicarlo.cli import main
-from minicarlo.detectors import parse_detector
+from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, get_detector, parse_detector
 from minicarlo.errors import (
     InvalidCondition,
     InvalidConfig,
@@ -28,7 +30,7 @@ from minicarlo.errors import (
     UnknownDetector,
 )
 from minicarlo.events import EventSet, events_info, read_events
-from minicarlo.simulators import Batch, Session, Setup, get_simulator, run, shards, simulate
+from minicarlo.simulators import Batch, Session, Setup, drawing, get_simulator, run, shards, simulate
 from minicarlo.simulators.geant4 import DATA_SETS, Geant4Simulator, find_data_sets
 
 SHARED = os.environ.get("MINICARLO_SHARED")
@@ -144,6 +146,120 @@ def _observables(events: EventSet) -> dict[str, np.ndarray]:
         "mean of x": (plane * x).sum(axis=(1, 2)) / visible,
         "mean of y": (plane * y).sum(axis=(1, 2)) / visible,
     }
+
+
+SANDWICH = """
+name = "lead-scintillator"
+grid = "cartesian"
+cells = [30, 9, 9]
+cell_mm = 20
+
+[[layers]]
+material = "G4_Pb"
+mm = 4
+
+[[layers]]
+material = "G4_POLYSTYRENE"
+mm = 3
+read_out = true
+"""
+
+
+class TestDetectors:
+    pytestmark = needs_geant4
+
+    @pytest.fixture
+    def sandwich(self, geant4, tmp_path):
+        path = tmp_path / "sandwich.toml"
+        path.write_text(SANDWICH)
+        return path
+
+    def test_of_users_need_nothing_but_their_event_sets_afterwards(self, sandwich, tmp_path):
+        result = simulate(3, "1GeV", output=tmp_path / "events.h5", detector=sandwich)
+        sandwich.unlink()
+        program = (
+            "from minicarlo.events import read_events; from minicarlo.detectors import get_detector;"
+            f"events = read_events({str(result.path)!r}); detector = get_detector(events.detector);"
+            "print(events.samples.shape, detector.materials[0].name, detector.cell_size)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout == "(3, 30, 9, 9) G4_Pb (7.0, 20.0, 20.0)\n"
+        response = read_events(result.path).samples.sum(axis=(1, 2, 3)) / 1e3
+        assert np.all((0.04 < response) & (response < 0.14))  # minimum ionising particles: 0.6 MeV of 5.7 MeV per layer
+
+    def test_of_users_resume_only_as_they_were(self, sandwich, tmp_path):
+        simulate(2, "1GeV", output=tmp_path / "run", shard_size=1, detector=sandwich)
+        thicker = parse_detector(tomllib.loads(SANDWICH.replace("mm = 4", "mm = 5")))
+        with pytest.raises(InvalidConfig, match=r"two different detectors 'lead-scintillator' \(layers .*'mm': 4.*'mm': 5"):
+            simulate(2, "1GeV", output=tmp_path / "run", shard_size=1, detector=thicker)
+
+    def test_of_unknown_materials_are_refused_with_names_that_are_near(self, geant4, tmp_path):
+        detector = parse_detector(ABSORBER | {"name": "led", "layers": [{"material": "G4_LED", "mm": 1, "read_out": True}]})
+        with pytest.raises(
+            InvalidConfig, match=r"Detector led, layers: Geant4 knows no material 'G4_LED'\. Near are .*G4_Pb|G4_"
+        ):
+            simulate(1, "1GeV", output=tmp_path / "run.h5", detector=detector)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_that_absorb_everything_measure_the_incident_energy(self, geant4, tmp_path):
+        """4 m of lead read out in three kinds of plates and in rings: all but what leaves at the front and as neutrinos."""
+        layers = [{"material": "G4_Pb", "mm": mm, "read_out": True} for mm in (10, 20, 30)]
+        detector = parse_detector(ABSORBER | {"name": "absorber", "cell_mm": 100.0, "plate_mm": 2000, "layers": layers})
+        simulate(4, "1GeV", output=tmp_path / "run.h5", detector=detector, cut_mm=10)
+        response = read_events(tmp_path / "run.h5").samples.sum(axis=(1, 2, 3)) / 1e3
+        assert np.all((0.97 < response) & (response < 1.0005))
+
+    def test_with_rings_hold_what_the_same_plates_hold_in_squares(self, geant4, tmp_path):
+        """Deposits in the plates do not depend on how they are divided: means within 4 statistical errors."""
+        plates = {
+            "cells": [25, 16, 15],
+            "layers": [{"material": "G4_W", "mm": 2.8}, {"material": "G4_Si", "mm": 0.6, "read_out": True}],
+        }
+        rings = parse_detector(ABSORBER | plates | {"name": "rings", "cell_mm": 10.0})
+        squares = parse_detector(ABSORBER | plates | {"name": "squares", "grid": "cartesian", "cell_mm": [18.75, 20.0]})
+        sums = []
+        for detector in (rings, squares):
+            simulate(40, "500MeV", output=tmp_path / f"{detector.name}.h5", detector=detector)
+            sums.append(read_events(tmp_path / f"{detector.name}.h5").samples.sum(axis=(1, 2, 3)))
+        error = np.sqrt(sum(values.var(ddof=1) / len(values) for values in sums))
+        assert abs(sums[0].mean() - sums[1].mean()) < 4 * error
+
+    @pytest.mark.parametrize("name", [CLIC_ECAL, PAR04_SIW])
+    def test_see_inclined_particles_where_they_go(self, geant4, tmp_path, name):
+        simulate(10, "2GeV", output=tmp_path / "run.h5", detector=name, theta="20deg:30deg", phi="90deg", particle="e+")
+        events = read_events(tmp_path / "run.h5")
+        assert np.all(
+            (np.radians(20) <= events.conditions["incident_theta"]) & (events.conditions["incident_theta"] <= np.radians(30))
+        )
+        assert np.all(events.conditions["incident_phi"] == np.float32(np.pi / 2))
+        detector = get_detector(name)
+        x, y = detector.transverse()
+        mean = events.samples.reshape(len(events), detector.layers, -1).mean(axis=0)
+        assert abs((mean * x).sum() / mean.sum()) < 1.5  # mm; the spread of single showers over the root of ten
+        depths = (np.arange(detector.layers) + 0.5) * detector.cell_size[0]
+        used = slice(2, detector.layers // 2)  # enough energy, and inside the window
+        slope = np.polyfit(depths[used], (mean * y).sum(axis=1)[used] / mean.sum(axis=1)[used], 1)[0]
+        assert np.tan(np.radians(15)) < slope < np.tan(np.radians(32))
+
+    def test_par04_siw_is_calibrated_and_isotropic(self, geant4, tmp_path):
+        simulate(60, "1GeV", output=tmp_path / "run.h5", detector=PAR04_SIW)
+        samples = read_events(tmp_path / "run.h5").samples
+        assert samples.shape == (60, 45, 16, 9)
+        response = samples.sum(axis=(1, 2, 3)) / 1e3
+        assert 0.85 < response.mean() < 1.05  # calibrated by 1 / 0.033; a few percent leave the window of 42 mm
+        sectors = samples.sum(axis=(1, 3)) / samples.sum(axis=(1, 2, 3))[:, None]
+        deviations = (sectors.mean(axis=0) - 1 / 16) / (sectors.std(axis=0, ddof=1) / np.sqrt(60))
+        assert np.all(np.abs(deviations) < 4)
+
+    def test_are_drawn_with_a_shower(self, sandwich, tmp_path):
+        for arguments in (["--detector", str(sandwich)], ["--detector", PAR04_SIW, "--theta", "20deg", "--particle", "gamma"]):
+            picture = tmp_path / "picture.png"
+            done = CliRunner().invoke(main, ["simulate", "--energy", "1GeV", *arguments, "--draw", str(picture)])
+            assert done.exit_code == 0, done.stderr
+            pixels = image.imread(picture)
+            assert pixels.shape[0] > 800 and pixels.shape[1] > 1500
+            assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 500
+            picture.unlink()
 
 
 class TestInterruption:
@@ -283,7 +399,8 @@ class _PretendSession:
 @pytest.fixture
 def pretend(monkeypatch):
     def use(failure: str = "") -> None:
-        monkeypatch.setattr(run, "get_simulator", lambda name: PretendSimulator(failure))
+        for module in (run, drawing):
+            monkeypatch.setattr(module, "get_simulator", lambda name: PretendSimulator(failure))
 
     use()
     return use
@@ -479,6 +596,20 @@ class TestCommand:
         assert done.exit_code == MinicarloError.exit_code == 2
         assert done.stderr.startswith("Error: Unknown detector 'x'") and "Traceback" not in done.stderr
         assert list(tmp_path.iterdir()) == []
+
+    def test_draws_where_the_simulator_has_no_tracks(self, pretend, tmp_path):
+        arguments = ["simulate", "--energy", "1GeV", "--draw", str(tmp_path / "picture.png"), "--json"]
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0 and json.loads(done.stdout) == {"path": str(tmp_path / "picture.png")}
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [(["--draw", "picture.pdf"], "ends in .png"), (["-n", "3"], "-o"), (["-o", "run.h5"], "-n"), ([], "-n")],
+    )
+    def test_says_what_is_missing(self, pretend, arguments, message):
+        done = CliRunner().invoke(main, ["simulate", "--energy", "1GeV", *arguments])
+        assert done.exit_code == 2 and message in done.stderr
 
     def test_help_shows_an_example(self):
         assert "minicarlo simulate -n 1000 --energy" in CliRunner().invoke(main, ["simulate", "--help"]).stdout

@@ -11,11 +11,9 @@ from minicarlo.detectors import CLIC_ECAL
 
 
 @click.command()
-@click.option("-n", "--events", "n", type=int, required=True, help="Number of events.")
+@click.option("-n", "--events", "n", type=int, help="Number of events.")
 @click.option("--energy", required=True, help="Kinetic energy: 10GeV, 1GeV:100GeV:log or 1GeV:100GeV:uniform.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="One file if it ends in .h5, else a folder of shards."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="One file if it ends in .h5, else a folder of shards.")
 @click.option("--detector", default=CLIC_ECAL, show_default=True, help="clic-ecal, par04-siw, or a TOML file of yours.")
 @click.option("--particle", default="e-", show_default=True, help="e-, e+ or gamma.")
 @click.option("--theta", default="0deg", show_default=True, help="Angle to the normal: 30deg, 0deg:30deg or 0deg:30deg:cos.")
@@ -31,11 +29,12 @@ from minicarlo.detectors import CLIC_ECAL
 )
 @click.option("--simulator", default="geant4", show_default=True, help="Which Monte Carlo.")
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Events per shard of a folder.")
+@click.option("--draw", "picture", type=click.Path(path_type=Path), help="Draw the detector with the first shower, as PNG.")
 @json_option
 def command(
-    n: int,
+    n: int | None,
     energy: str,
-    output: Path,
+    output: Path | None,
     detector: str,
     particle: str,
     theta: str,
@@ -46,20 +45,43 @@ def command(
     physics: str,
     simulator: str,
     shard_size: int,
+    picture: Path | None,
     as_json: bool,
 ) -> None:
     """Simulate events with a reference Monte Carlo (Geant4).
 
     Needs minicarlo[geant4] and Geant4's data sets; see docs/geant4.md. A folder takes up an interrupted run of the same request.
+    With --draw alone (no -n, no -o), only the picture is made.
 
     \b
     Example:
       minicarlo simulate -n 1000 --energy 1GeV:100GeV:log --seed 1 --jobs 4 -o geant4.h5
       minicarlo simulate -n 100000 --energy 10GeV --particle gamma --jobs 16 -o gammas/
       minicarlo simulate -n 1000 --energy 10GeV --theta 0deg:30deg --phi 0deg:360deg --detector my.toml -o inclined.h5
+      minicarlo simulate --energy 10GeV --detector my.toml --draw my.png
     """
-    from minicarlo.simulators import simulate
+    from minicarlo.simulators import draw, simulate
 
+    if picture is not None:
+        draw(
+            energy,
+            output=picture,
+            detector=detector,
+            particle=particle,
+            theta=theta,
+            phi=phi,
+            seed=seed,
+            cut_mm=cut_mm,
+            physics=physics,
+            simulator=simulator,
+        )
+        say(f"Drew {picture}.")
+        if n is None and output is None:
+            if as_json:
+                print_json({"path": picture})
+            return
+    if n is None or output is None:
+        raise click.UsageError(f"Missing option '{'-n' if n is None else '-o'}'.")
     with progress_bar("Simulating", unit="showers", rate=True) as progress:
         result = simulate(
             n,

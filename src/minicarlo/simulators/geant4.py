@@ -52,6 +52,10 @@ PHYSICS = {
 multiple scattering, Livermore and Penelope models."""
 
 
+SMALLEST_TRACK_MEV = 1.0
+"""Tracks that begin with less are not kept: there are thousands, each too short to be seen."""
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A Geant4 data set: the variable that points to it, how its directory is called, what it must contain."""
@@ -265,6 +269,8 @@ def _tracks_of(event: Any, front_mm: float) -> list[Track]:  # noqa: ANN401
     tracks = []
     for number in range(container.entries()):
         track = container[number]
+        if track.GetInitialKineticEnergy() < SMALLEST_TRACK_MEV:
+            continue
         points = [track.GetPoint(index).GetPosition() for index in range(track.GetPointEntries())]
         ways = np.array([(point.x, point.y, point.z - front_mm) for point in points], np.float32)
         tracks.append(Track(str(track.GetParticleName()), track.GetInitialKineticEnergy(), ways))

@@ -20,15 +20,13 @@ from minicarlo.events import ENERGY, PHI, THETA, EventSet, write_events
 from minicarlo.files import check_writable
 from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
 from minicarlo.simulators.base import Attributes, Primaries, Setup
+from minicarlo.simulators.incidence import incidence
 from minicarlo.simulators.registry import get_simulator
 from minicarlo.simulators.shards import Shard, buffer, check_same_origin, claim, is_file, shards
 from minicarlo.simulators.workers import Task, Workers
 
 SHARD_SIZE = 1000
 """Events of a shard: a minute or two of Geant4, which is what a kill can cost at most."""
-
-STEEPEST = 80.0
-"""Largest angle of incidence in degrees: beyond it a particle leaves through the side of the plates."""
 
 _TASK_EVENTS, _TASK_MEV = 32, 50e3  # a quarter of a second of Geant4: how often progress is seen
 
@@ -226,18 +224,6 @@ def simulate(
         seed=seed,
         resumed=n - new,
     )
-
-
-def incidence(theta: str | AngleDistribution, phi: str | AngleDistribution) -> tuple[AngleDistribution, AngleDistribution]:
-    """Distributions of the polar and the azimuthal angle. Raises InvalidCondition."""
-    polar, azimuth = (AngleDistribution.parse(angle) if isinstance(angle, str) else angle for angle in (theta, phi))
-    if not 0 <= polar.low_deg <= polar.high_deg <= STEEPEST:
-        raise InvalidCondition(
-            f"Theta {polar} is out of range: the angle to the normal must lie between 0deg and {STEEPEST:g}deg."
-        )
-    if polar.high_deg == 0 and (azimuth.low_deg, azimuth.high_deg) != (0, 0):
-        raise InvalidCondition(f"Phi {azimuth} has no meaning at normal incidence: give theta as well, for example 0deg:30deg.")
-    return polar, azimuth
 
 
 def _processor() -> str:
