@@ -163,14 +163,14 @@ class ClassifierSeed(_Part):
 
 
 class ClassifierScore(_Part):
-    """A classifier's area under the curve on held-out events; histogram of its scores."""
+    """How well a classifier tells the sets apart on events it has not seen; histogram of the scores of its first training."""
 
     auc: Number
     """Area under the ROC curve on events it has not seen, 0.5 when it cannot tell."""
     error: Number
-    """Its standard error."""
+    """Its standard error from the number of test events."""
     floor: Number
-    """The same, trained and tested on two halves of the reference."""
+    """The same, trained and tested on two halves of the reference, hence on half as many events."""
     p_value: Number
     """Chance of an area as large without a difference."""
     verdict: Verdict
@@ -185,6 +185,8 @@ class ClassifierScore(_Part):
     """Jensen-Shannon divergence in bits: 0 when it cannot tell, 1 when it always can."""
     jsd_error: Number = None
     """Its standard error."""
+    jsd_floor: Number = None
+    """The same, trained and tested on two halves of the reference."""
     seeds: list[ClassifierSeed] = Field(default_factory=list)
     """Every training by itself."""
     spread: Number = None
@@ -202,6 +204,8 @@ class Manifold(_Part):
     """How many of the reference's neighbourhoods a candidate event lies in, over what is expected."""
     coverage: Score
     """Share of the reference's neighbourhoods that hold a candidate event."""
+    events: int | None = None
+    """Events on either side in each of the comparisons whose mean these are: all four depend on it."""
 
 
 class Headline(_Part):
