@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import zlib
 from pathlib import Path
 
 import h5py
@@ -241,3 +242,46 @@ def test_random_damage_is_refused_or_harmless(tmp_path: Path, compression: str |
 def test_a_file_without_permission_is_refused(path: Path) -> None:
     path.chmod(0)
     refused(path, "may not read")
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 9), (0, 1), (3, 5), (2, 9), (8, 9), (4, 4)])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"chunks": (4, 30), "compression": "gzip"},
+        {"chunks": (100, 30), "maxshape": (None, 30), "compression": "gzip", "compression_opts": 9},
+        {"chunks": (4, 30), "compression": "gzip", "shuffle": True},
+        {"chunks": (4, 7), "compression": "gzip"},
+        {"chunks": (4, 30), "compression": "gzip", "dtype": ">f4"},
+        {"chunks": (4, 30)},
+        {},
+    ],
+    ids=repr,
+)
+def test_rows_are_those_that_hdf5_reads(tmp_path: Path, layout: dict, start: int, stop: int) -> None:
+    values = np.random.default_rng(1).normal(0, 1, (9, 30)).astype(np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("showers", data=values, **({"dtype": "f4"} | layout))
+        out = np.full((stop - start, 30), np.nan, np.float32)
+        hdf5.read_rows(dataset, start, out)
+    np.testing.assert_array_equal(out, values[start:stop])
+
+
+def test_a_chunk_that_its_writer_left_uncompressed_is_read(tmp_path: Path) -> None:
+    values = np.arange(12, dtype="<f4").reshape(2, 6)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("showers", (2, 6), "<f4", chunks=(2, 6), compression="gzip")
+        dataset.id.write_direct_chunk((0, 0), values.tobytes(), filter_mask=1)
+    out = np.zeros((2, 6), np.float32)
+    with h5py.File(tmp_path / "a.h5") as file:
+        hdf5.read_rows(file["showers"], 0, out)
+    np.testing.assert_array_equal(out, values)
+
+
+@pytest.mark.parametrize("size", [15625, 3 * 15625, 10**8], ids=["short", "long", "a bomb"])
+def test_a_chunk_that_inflates_to_another_size_is_refused(path: Path, size: int) -> None:
+    with h5py.File(path, "a") as file:
+        dataset = file.create_dataset("showers", (2, 15625), "<f4", chunks=(2, 15625), compression="gzip")
+        dataset.id.write_direct_chunk((0, 0), zlib.compress(bytes(4 * size)))
+    with pytest.raises(InvalidEventSet, match=f"stranger.h5.*a chunk holds {min(4 * size, 125001)} bytes, not 125000"):
+        read_events(path)

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from minicarlo.detectors import described_detector, detector_names, get_detector, infer_detector
 from minicarlo.errors import IncompatibleEventSets, InvalidConfig, InvalidEventSet, UnknownDetector
 from minicarlo.files import atomic_path
-from minicarlo.hdf5 import dataset_names, open_dataset, open_untrusted, read_attributes
+from minicarlo.hdf5 import dataset_names, open_dataset, open_untrusted, read_attributes, read_rows
 
 ENERGY = "incident_energy"
 """The condition every event set has: kinetic energy of the incident particle, MeV."""
@@ -376,7 +376,7 @@ def _read_file(path: Path, start: int, stop: int | None) -> EventSet:
         for begin in range(start, stop, 10 * _CHUNK):
             rows = slice(begin, min(begin + 10 * _CHUNK, stop))
             target = slice(rows.start - start, rows.stop - start)
-            showers.read_direct(flat, np.s_[rows], np.s_[target])
+            read_rows(showers, begin, flat[target])
             _check_values(flat[target], f"Event set {path}", SHOWERS, first=begin)
     conditions = {name: values[start:stop] for name, values in header.conditions.items()}
     return EventSet(conditions, samples, header.detector, _share(header.attributes, len(samples), header.count))

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from minicarlo import _attributes
 from minicarlo.errors import InvalidEventSet
@@ -117,6 +120,36 @@ def open_dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
         if present != expected:
             raise refusal(f"only {present} of its {expected} chunks are there", _INCOMPLETE)
     return dataset
+
+
+def read_rows(dataset: h5py.Dataset, start: int, out: NDArray[np.float32]) -> None:
+    """Fill `out` (n, K) with rows start .. start + n - 1 of a dataset (N, K) that `open_dataset` has accepted.
+
+    Whole rows of float32 in gzip, which event sets are, go around HDF5's filters: zlib-ng inflates three to six times as fast.
+    """
+    stop = start + len(out)
+    filters = dataset.id.get_create_plist()
+    plain = filters.get_nfilters() == 1 and filters.get_filter(0)[0] == h5py.h5z.FILTER_DEFLATE
+    if not plain or dataset.dtype != np.dtype("<f4") or dataset.chunks[1] != dataset.shape[1]:
+        dataset.read_direct(out, np.s_[start:stop])
+        return
+    rows, width = dataset.chunks
+    for first in range(start - start % rows, stop, rows):
+        mask, data = dataset.id.read_direct_chunk((first, 0))
+        chunk = np.frombuffer(data if mask else _inflate(data, 4 * rows * width), "<f4").reshape(rows, width)
+        low, high = max(first, start), min(first + rows, stop)
+        out[low - start : high - start] = chunk[low - first : high - first]
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    stream = zlib_ng.decompressobj()
+    try:
+        inflated: bytes = stream.decompress(data, size + 1)
+    except zlib_ng.error as error:  # type: ignore[misc]
+        raise ValueError(str(error)) from None
+    if len(inflated) != size or not stream.eof:
+        raise ValueError(f"a chunk holds {len(inflated)} bytes, not {size}")
+    return inflated
 
 
 def read_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
