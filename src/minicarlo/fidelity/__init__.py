@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minicarlo.fidelity.cern import CernFigure, profile_moments
-from minicarlo.fidelity.classifier import classify
+from minicarlo.fidelity.classifiers import classify
 from minicarlo.fidelity.definitions import DEFINITIONS, UNITS
 from minicarlo.fidelity.distances import Wasserstein, separation_power
 from minicarlo.fidelity.frechet import fpd, kpd

@@ -1,47 +1,12 @@
-"""Scores of the high-level features as a whole: classifiers, FPD, KPD."""
+"""Scores of the high-level features as a whole: FPD, KPD."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from minicarlo.fidelity import classifier
-from minicarlo.fidelity.classifier import Separation, classify
 from minicarlo.fidelity.distances import Float
 from minicarlo.fidelity.frechet import fpd, kpd
-from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, ClassifierScore, Score
-
-CLASSIFIER_ALPHA = 0.01
-"""Chance of a false alarm of one classifier."""
-
-
-def classifier_score(
-    method: str, ours: Float, theirs: Float, energy: NDArray[np.float32], other: NDArray[np.float32], seed: int
-) -> ClassifierScore | None:
-    """A classifier and its floor; None with too few events."""
-    if min(len(ours), len(theirs)) < classifier.FEWEST:
-        return None
-    found = classify(method, ours, theirs, groups=np.concatenate([energy, other]).astype(np.float64), seed=seed)
-    order = np.random.default_rng([seed, 12]).permutation(len(ours))
-    first, second = order[: len(ours) // 2], order[len(ours) // 2 :]
-    floor = classify(method, ours[first], ours[second], groups=energy[order].astype(np.float64), seed=seed)
-    edges = _score_edges(found)
-    return ClassifierScore(
-        auc=found.auc,
-        error=found.error,
-        floor=floor.auc,
-        p_value=found.p_value,
-        verdict=DIFFERS if found.p_value < CLASSIFIER_ALPHA else INDISTINGUISHABLE,
-        edges=edges.tolist(),
-        reference=np.histogram(found.reference_scores, edges)[0].tolist(),
-        candidate=np.histogram(found.candidate_scores, edges)[0].tolist(),
-    )
-
-
-def _score_edges(found: Separation) -> Float:
-    every = np.concatenate([found.reference_scores, found.candidate_scores])
-    low, high = every.min(), every.max()
-    return np.linspace(low, high if high > low else low + 1, 41)
+from minicarlo.fidelity.scorecard import Score
 
 
 def fpd_score(ours: Float, theirs: Float, seed: int) -> Score | None:

@@ -14,8 +14,9 @@ from minicarlo.errors import IncompatibleEventSets, InvalidConfig
 from minicarlo.events import EventSet
 from minicarlo.fidelity import tables
 from minicarlo.fidelity.binning import energy_edges
+from minicarlo.fidelity.classifiers import CLASSIFIERS_ALPHA, DEFAULT, METHODS, check_classifiers, classifier_score
 from minicarlo.fidelity.comparison import OBSERVABLES_ALPHA, Comparison, Progress
-from minicarlo.fidelity.multivariate import CLASSIFIER_ALPHA, classifier_score, fpd_score, kpd_score
+from minicarlo.fidelity.multivariate import fpd_score, kpd_score
 from minicarlo.fidelity.observables import Measured, high_level_features, measure
 from minicarlo.fidelity.resampling import Resamples
 from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, ClassifierScore, Sample, Scorecard
@@ -35,7 +36,8 @@ def validate(
     permutations: int = 300,
     energy_bins: Sequence[float] | None = None,
     threshold_mev: float | None = None,
-    classifiers: Sequence[str] = ("high", "trees"),
+    classifiers: Sequence[str] = DEFAULT,
+    classifier_seeds: int | None = None,
     feature_distances: bool = True,
     progress: Progress | None = None,
 ) -> Scorecard:
@@ -46,13 +48,17 @@ def validate(
         bootstrap: replicas for standard errors. permutations: of events between the sets, for verdicts (at least 99).
         energy_bins: edges in MeV for response, resolution and the CERN figure; default logarithmic over the sets' range.
         threshold_mev: cells at or below do not count; default the detector's readout threshold.
-        classifiers: which to train, of "high" and "trees". feature_distances: whether to compute FPD and KPD.
+        classifiers: which to train, of "high", "trees" and, with PyTorch, "dnn-high", "low" and "cnn".
+        classifier_seeds: trainings of each, 1 to 5; default three of "high" and "trees", one of the others.
+        feature_distances: whether to compute FPD and KPD.
         progress: called with (done, total).
 
-    Raises InvalidEventSet; IncompatibleEventSets for different detectors or energies, or too few events; InvalidConfig.
+    Raises InvalidEventSet; IncompatibleEventSets for different detectors or energies, or too few events; InvalidConfig;
+    MissingExtra for a classifier that needs PyTorch where there is none.
     """
     started = time.monotonic()
-    _check_settings(bootstrap, permutations, energy_bins, threshold_mev, classifiers)
+    _check_settings(bootstrap, permutations, energy_bins, threshold_mev)
+    check_classifiers(classifiers, classifier_seeds)
     steps = Steps(progress)
     ours = measure(reference, threshold_mev, progress=steps.part(0, 35))
     theirs = measure(candidate, threshold_mev, progress=steps.part(35, 70))
@@ -64,6 +70,7 @@ def validate(
         permutations=permutations,
         energy_bins=energy_bins,
         classifiers=classifiers,
+        classifier_seeds=classifier_seeds,
         feature_distances=feature_distances,
         progress=steps.part(70, 100),
     )
@@ -82,12 +89,14 @@ def compare(
     permutations: int = 300,
     energy_bins: Sequence[float] | None = None,
     classifiers: Sequence[str] = (),
+    classifier_seeds: int | None = None,
     feature_distances: bool = False,
     progress: Progress | None = None,
 ) -> Scorecard:
     """`validate` for sets that are measured already, the reference first; by default what is quick."""
     started = time.monotonic()
-    _check_settings(bootstrap, permutations, energy_bins, ours.threshold_mev, classifiers)
+    _check_settings(bootstrap, permutations, energy_bins, ours.threshold_mev)
+    check_classifiers(classifiers, classifier_seeds)
     _check_compatible(ours, theirs)
     steps = Steps(progress)
     edges = np.asarray(energy_bins, np.float64) if energy_bins is not None else energy_edges(ours.energy, theirs.energy)
@@ -97,10 +106,13 @@ def compare(
     comparison = Comparison(ours, theirs, resamples, edges)
     comparison.compare(steps.part(0, 50))
     features = high_level_features(ours), high_level_features(theirs)
-    scores: dict[str, ClassifierScore | None] = dict.fromkeys(("high", "low", "cnn", "trees"))
+    scores: dict[str, ClassifierScore | None] = dict.fromkeys(METHODS)
+    classifier_alpha = CLASSIFIERS_ALPHA / max(len(classifiers), 1)
     for place, method in enumerate(classifiers):
-        steps.part(50, 85)(place, len(classifiers))
-        scores[method] = classifier_score(method, *features, ours.energy, theirs.energy, seed)
+        low, high = (50 + 35 * k // len(classifiers) for k in (place, place + 1))
+        scores[method] = classifier_score(
+            method, ours, theirs, alpha=classifier_alpha, seed=seed, seeds=classifier_seeds, progress=steps.part(low, high)
+        )
     steps.part(85, 100)(0, 1)
     card = Scorecard(
         verdict=INDISTINGUISHABLE,
@@ -128,7 +140,7 @@ def compare(
             "permutations": permutations,
             "energy_bins_mev": [float(f"{edge:.7g}") for edge in edges],
             "observables_alpha": OBSERVABLES_ALPHA,
-            "classifier_alpha": CLASSIFIER_ALPHA,
+            "classifier_alpha": classifier_alpha,
         },
         warnings=_warnings(ours, theirs),
     )
@@ -189,9 +201,7 @@ def _warnings(ours: Measured, theirs: Measured) -> list[str]:
     return found
 
 
-def _check_settings(
-    bootstrap: int, permutations: int, energy_bins: Sequence[float] | None, threshold: float | None, classifiers: Sequence[str]
-) -> None:
+def _check_settings(bootstrap: int, permutations: int, energy_bins: Sequence[float] | None, threshold: float | None) -> None:
     if bootstrap < 10 or permutations < 99:
         raise InvalidConfig(f"{bootstrap} bootstrap replicas and {permutations} permutations are too few: use 10 and 99 or more.")
     if energy_bins is not None and (
@@ -200,8 +210,6 @@ def _check_settings(
         raise InvalidConfig(f"Energy bins {list(energy_bins)} are no edges: give two or more energies in MeV, rising.")
     if threshold is not None and not (np.isfinite(threshold) and threshold >= 0):
         raise InvalidConfig(f"A threshold of {threshold} MeV is impossible: give zero or more.")
-    if unknown := set(classifiers) - {"high", "trees"}:
-        raise InvalidConfig(f"Unknown classifier {', '.join(sorted(unknown))}: choose from high, trees.")
 
 
 def _check_compatible(ours: Measured, theirs: Measured) -> None:
