@@ -181,6 +181,7 @@ def demo(
             output / "report.html",
             surrogate=surrogate,
             bench=speeds,
+            showers={"FP32": output / "fp32.h5", "tuned": output / "tuned.h5"},
             provenance={"Reference taken from": source, "Made by": f"minicarlo demo, seed {seed}"},
         )
         running.outcome = str(page)

@@ -13,6 +13,7 @@ from minicarlo.errors import InvalidConfig
 from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.fidelity import Scorecard, validate
 from minicarlo.files import atomic_path, check_writable
+from minicarlo.report.display import make_display
 from minicarlo.report.export import write_figures
 from minicarlo.report.inputs import History, history_of, read_bench, read_json, read_scorecard, tuning_of
 from minicarlo.report.names import gev
@@ -34,6 +35,7 @@ def report(
     surrogate: Surrogate | Path | str | None = None,
     tuning: Mapping[str, Any] | Path | str | None = None,
     bench: Mapping[str, Any] | Path | str | None = None,
+    showers: Mapping[str, Path | str | EventSet] | None = None,
     figures: Path | str | None = None,
     seed: int = 0,
     provenance: Mapping[str, object] | None = None,
@@ -50,6 +52,7 @@ def report(
         surrogate: where the candidates come from; when it is tuned, its plan and history are shown.
         tuning: result of `tune`, or the file of its `--json`; default: what the surrogate carries.
         bench: result of `bench`, or the file of its `--json`.
+        showers: label to event set, whose single showers are displayed; default: the candidates that are event sets.
         figures: folder for every figure as PDF and PNG, and all of them in `figures.pdf`.
         seed: of the bootstrap.
         provenance: more rows for the last section.
@@ -91,8 +94,9 @@ def report(
         f"{about['count']:,} {name} showers at {gev(energies['low'])} to {gev(energies['high'])} GeV in "
         f"{detector.name} ({detector.description}), compared with {_and(sizes)}."
     )
-    hero = Plot("All observables", overview(cards, name))
+    hero = Plot("All observables, farthest first", overview(cards, name))
     parts = sections(cards, name, tuning, history, bench)
+    showers = _event_sets(candidates) if showers is None else showers
     html = render(
         cards,
         hero,
@@ -102,6 +106,7 @@ def report(
         reference=name,
         tuning=tuning,
         bench=bench,
+        display=make_display(reference, showers, name=name) if showers else None,
         provenance={**_provenance(reference, candidates, about, surrogate), **(provenance or {})},
     )
     with atomic_path(output) as temporary:
@@ -117,6 +122,14 @@ def _card(reference: Path | str | EventSet, candidate: Path | str | EventSet | S
     if not isinstance(candidate, EventSet) and Path(candidate).suffix == ".json":
         return read_scorecard(candidate)
     return validate(reference, candidate, seed=seed)
+
+
+def _event_sets(candidates: Mapping[str, Path | str | EventSet | Scorecard]) -> dict[str, Path | str | EventSet]:
+    return {
+        label: candidate
+        for label, candidate in candidates.items()
+        if isinstance(candidate, EventSet) or (isinstance(candidate, Path | str) and Path(candidate).suffix != ".json")
+    }
 
 
 def _check_alike(cards: Mapping[str, Scorecard]) -> None:

@@ -25,6 +25,7 @@ from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from minicarlo.detectors import Detector, get_detector
+from minicarlo.errors import IncompatibleEventSets
 from minicarlo.events import EventSet, events_info, read_events
 from minicarlo.fidelity.neighbours import Closeness, Neighbourhood, ShowerFeatures, closeness, shower_features
 from minicarlo.report.figure import Array, drawing, number, plain
@@ -87,14 +88,16 @@ def make_display(
 ) -> Display | None:
     """The display of `candidates` (label to event set) beside `reference`, which the page calls `name`.
 
-    None when no candidate has a shower near the reference in incident energy. Raises as `read_events` does.
+    None when no candidate has a shower near the reference in incident energy. Raises IncompatibleEventSets for different
+    detectors, and as `read_events` does.
     """
-    detector = get_detector(reference.detector if isinstance(reference, EventSet) else events_info(reference)["detector"])
-    searched = shower_features(reference)
-    neighbourhood = Neighbourhood(searched)
+    detector = _detector(reference)
+    neighbourhood = Neighbourhood(shower_features(reference))
     among_themselves = neighbourhood.among_themselves(_MOST_JUDGED)
     found: dict[str, tuple[list[Pair], Closeness]] = {}
     for label, events in candidates.items():
+        if _detector(events) != detector:
+            raise IncompatibleEventSets(f"Candidate {label:.80} is not of detector {detector.name}, as the reference is.")
         features = shower_features(events, most=_MOST_JUDGED)
         nearest, distance = neighbourhood.nearest(features)
         pairs = [
@@ -115,6 +118,10 @@ def make_display(
         alt=f"A shower of {first_label} beside its nearest {name} neighbour, cells coloured by energy.",
         closeness=tuple(_row(label, close) for label, (_, close) in found.items()),
     )
+
+
+def _detector(events: EventSet | Path | str) -> Detector:
+    return get_detector(events.detector if isinstance(events, EventSet) else events_info(events)["detector"])
 
 
 def _chosen(features: ShowerFeatures, distance: Array) -> list[tuple[int, int]]:

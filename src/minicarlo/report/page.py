@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from minicarlo import __version__
 from minicarlo.fidelity.scorecard import Scorecard
+from minicarlo.report.display import Display
 from minicarlo.report.figure import PALETTE
 from minicarlo.report.sections import Plot, Section
 from minicarlo.report.summary import key_numbers, tiles
@@ -35,6 +36,7 @@ def render(
     reference: str = "Geant4",
     tuning: Mapping[str, Any] | None = None,
     bench: Mapping[str, Any] | None = None,
+    display: Display | None = None,
     provenance: Mapping[str, object] | None = None,
 ) -> str:
     """The page as HTML text.
@@ -47,18 +49,23 @@ def render(
         reference: what to call the reference sample.
         tuning: result of `tune` (keys `accepted`, `plan`, `ran`, `int8_share`, `criterion`).
         bench: result of `bench` (keys `machine`, `runs`, `speedup`).
+        display: single showers to turn.
         provenance: name to value, shown at the end.
 
-    Every text is escaped; the page forbids scripts and every connection by its content security policy.
+    Every text is escaped; by its content security policy the page forbids every connection, and every script but the one of the
+    display, which it knows by its hash.
     """
     # A template is text written by us; what it is filled with is not, hence autoescape everywhere and no `safe` filter.
     environment = Environment(
         loader=PackageLoader("minicarlo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    style = (files("minicarlo.report") / "templates" / "report.css").read_text(encoding="utf-8")
+    style = _asset("report.css") + (_asset("display.css") if display else "")
+    script = _asset("display.js") if display else ""
     return environment.get_template("report.html.j2").render(
         style=Markup(style),
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        style_hash=_hash(style),
+        script=Markup(script),
+        script_hash=_hash(script),
         version=__version__,
         date=datetime.now(UTC).strftime("%-d %B %Y, %H:%M UTC"),
         title=title,
@@ -70,7 +77,16 @@ def render(
         key_numbers=key_numbers(cards, bench),
         key_note=_KEY_NOTE,
         hero=hero,
+        display=display,
         sections=sections,
         warnings=[f"{label}: {text}" for label, card in cards.items() for text in card.warnings],
         provenance=[(name, str(value)) for name, value in (provenance or {}).items()],
     )
+
+
+def _asset(name: str) -> str:
+    return (files("minicarlo.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
