@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 @click.option("--energy-bins", metavar="E0,E1,...", help="Edges in GeV of the bins of incident energy.  [default: logarithmic]")
 @click.option("--threshold", type=float, help="Cells at or below (MeV) do not count.  [default: the detector's]")
 @click.option("--fast", is_flag=True, help="Leave out classifiers, FPD and KPD.")
+@click.option(
+    "--classifier",
+    "classifiers",
+    multiple=True,
+    metavar="NAME",
+    help="Train this one: high, trees; with PyTorch dnn-high, low, cnn. Several times for several.  [default: high, trees]",
+)
+@click.option("--classifier-seeds", type=int, help="Trainings of each, 1 to 5.  [default: 3 of high and trees, 1 of others]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the scorecard to this JSON file.")
 @json_option
 def command(
@@ -46,6 +54,8 @@ def command(
     energy_bins: str | None,
     threshold: float | None,
     fast: bool,
+    classifiers: tuple[str, ...],
+    classifier_seeds: int | None,
     output: Path | None,
     as_json: bool,
 ) -> None:
@@ -57,8 +67,10 @@ def command(
     Example:
       minicarlo validate geant4.h5 showers.h5
       minicarlo validate geant4.h5 showers.h5 --json > scorecard.json
+      minicarlo validate geant4.h5 showers.h5 --classifier low --classifier cnn
     """
     from minicarlo.fidelity import validate
+    from minicarlo.fidelity.classifiers import DEFAULT
 
     with progress_bar("Validating", unit="%") as progress:
         card = validate(
@@ -69,7 +81,8 @@ def command(
             permutations=permutations,
             energy_bins=_edges(energy_bins),
             threshold_mev=threshold,
-            classifiers=() if fast else ("high", "trees"),
+            classifiers=classifiers or (() if fast else DEFAULT),
+            classifier_seeds=classifier_seeds,
             feature_distances=not fast,
             progress=progress,
         )
