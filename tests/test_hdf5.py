@@ -267,11 +267,12 @@ def test_rows_are_those_that_hdf5_reads(tmp_path: Path, layout: dict, start: int
     np.testing.assert_array_equal(out, values[start:stop])
 
 
-def test_a_chunk_that_its_writer_left_uncompressed_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_chunk_that_its_writer_left_uncompressed_is_read(tmp_path: Path, shuffle: bool) -> None:
     values = np.arange(12, dtype="<f4").reshape(2, 6)
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        dataset = file.create_dataset("showers", (2, 6), "<f4", chunks=(2, 6), compression="gzip")
-        dataset.id.write_direct_chunk((0, 0), values.tobytes(), filter_mask=1)
+        dataset = file.create_dataset("showers", (2, 6), "<f4", chunks=(2, 6), compression="gzip", shuffle=shuffle)
+        dataset.id.write_direct_chunk((0, 0), values.tobytes(), filter_mask=3 if shuffle else 1)
     out = np.zeros((2, 6), np.float32)
     with h5py.File(tmp_path / "a.h5") as file:
         hdf5.read_rows(file["showers"], 0, out)
