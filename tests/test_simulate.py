@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from matplotlib import image
 
-from minicarlo.cli import main
+from minicarlo.cli import _common, main
 from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, get_detector, parse_detector
 from minicarlo.errors import (
     InvalidCondition,
@@ -587,7 +588,20 @@ class TestCommand:
     def test_shows_showers_per_second(self, pretend, tmp_path):
         done = CliRunner().invoke(main, ["simulate", "-n", "3", "--energy", "1GeV", "-o", str(tmp_path / "run.h5")])
         assert done.exit_code == 0 and done.stdout == ""
-        assert "3 of 3 showers, " in done.stderr and "showers/s" in done.stderr
+        assert "3 of 3 showers, " in done.stderr and "showers/s" in done.stderr and "left" not in done.stderr
+
+    def test_shows_the_time_left(self, monkeypatch, capsys):
+        monkeypatch.setattr(_common, "_SECONDS_BETWEEN_LINES", 0.0)
+        with _common.progress_bar("Simulating", unit="showers", rate=True) as progress:
+            progress(100, 1000)  # left by an interrupted run
+            time.sleep(0.05)
+            progress(400, 1000)
+        first, second = capsys.readouterr().err.splitlines()
+        assert first == "Simulating: 100 of 1,000 showers"
+        found = re.fullmatch(r"Simulating: 400 of 1,000 showers, ([\d,]+) showers/s, ([\d.]+) (m?s) left", second)
+        assert found is not None
+        seconds = float(found[2]) * (1e-3 if found[3] == "ms" else 1)
+        assert seconds == pytest.approx(600 / float(found[1].replace(",", "")), rel=0.02)
 
     def test_tells_a_mistake_in_one_paragraph(self, tmp_path):
         done = CliRunner().invoke(

@@ -111,7 +111,8 @@ def _lines(title: str, unit: str, rate: bool) -> Progress:
         now, speed = time.monotonic(), per_second(done)
         if now - last >= _SECONDS_BETWEEN_LINES or (total and done >= total):
             last = now
-            click.echo(f"{title}: {done:,} of {total:,}{' ' * bool(unit)}{unit}{speed}", err=True)
+            left = per_second.left(done, total) if speed else ""
+            click.echo(f"{title}: {done:,} of {total:,}{' ' * bool(unit)}{unit}{speed}{left}", err=True)
 
     return update
 
@@ -131,6 +132,13 @@ class _Rate:
         if self._unit is None or done <= before or now <= started:
             return ""
         return f", {format_number((done - before) / (now - started))} {self._unit}/s"
+
+    def left(self, done: int, total: int) -> str:
+        """The text ", 5 min 2 s left" at the mean rate, nothing at the end or before the first is done."""
+        if self._first is None or not self._first[1] < done < total:
+            return ""
+        started, before = self._first
+        return f", {format_seconds((time.monotonic() - started) / (done - before) * (total - done))} left"
 
 
 def say(message: str) -> None:
