@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -235,7 +236,7 @@ def test_page_loads_nothing_and_runs_nothing() -> None:
     for _, attributes in elements:
         assert not {name for name in attributes if name.startswith("on") or name in ("style", "srcset", "action")}
         assert (attributes.get("href") or "#").startswith("#")
-        assert (attributes.get("src") or "data:image/svg+xml;base64,").startswith("data:image/svg+xml;base64,")
+        assert (attributes.get("src") or "data:image/svg+xml,").startswith("data:image/svg+xml,")
 
 
 def test_style_matches_its_hash_in_the_policy() -> None:
@@ -248,7 +249,7 @@ def test_style_matches_its_hash_in_the_policy() -> None:
 def test_names_from_files_stay_text() -> None:
     elements = Elements(evil_page()).found
     assert not [tag for tag, attributes in elements if tag == "script" or "onerror" in attributes]
-    assert {attributes["src"][:26] for tag, attributes in elements if tag == "img"} == {"data:image/svg+xml;base64,"}
+    assert {str(attributes["src"])[:24] for tag, attributes in elements if tag == "img"} == {"data:image/svg+xml,<?xml"}
 
 
 @pytest.mark.parametrize("make", [page, evil_page])
@@ -256,7 +257,7 @@ def test_every_picture_is_well_formed_and_holds_no_script_or_address(make: Any) 
     sources = [a["src"] for tag, a in Elements(make()).found if tag == "img"]
     assert len(sources) >= 8
     for source in sources:
-        text = base64.b64decode(source.split(",", 1)[1]).decode()
+        text = unquote(str(source).split(",", 1)[1])
         for element in ElementTree.fromstring(text).iter():
             assert element.tag.split("}")[1] != "script"
             for name, value in element.attrib.items():

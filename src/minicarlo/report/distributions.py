@@ -34,7 +34,7 @@ from minicarlo.report.figure import (
     worst_words,
 )
 
-_MOST_BINS = {False: 60, True: 34}  # of wide and of small plots
+_MOST_BINS = {False: 60, True: 34}  # of wide and of small plots; two thirds of that for more than three candidates
 
 
 def profile(
@@ -80,7 +80,8 @@ def histogram(
     """Distribution of one observable (label to histogram), normalised to one; below, ratios to the reference."""
     with drawing(*(WIDE if wide else SMALL)) as figure:
         upper, lower = with_ratio(figure)
-        merged = {label: _merged(own, _MOST_BINS[not wide]) for label, own in histograms.items()}
+        most = _MOST_BINS[not wide] * (3 if len(histograms) < 4 else 2) // 3
+        merged = {label: _merged(own, most) for label, own in histograms.items()}
         edges, counts, _ = next(iter(merged.values()))
         fraction, spread = _fractions(counts)
         reference_steps(upper, edges, fraction, plain(reference))

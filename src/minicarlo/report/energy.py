@@ -168,7 +168,7 @@ def conditional(observables: Mapping[str, ObservableScore], *, title: str) -> Pi
         drawn = axes.imshow(p_values, norm=LogNorm(_SMALLEST_P, 1, clip=True), cmap="YlOrBr_r", aspect="auto")
         for row, score in enumerate(rows.values()):
             for column, entry in enumerate(score.bins or ()):
-                dark = entry.p_value is not None and entry.p_value < 0.03
+                dark = entry.p_value is not None and entry.p_value < 0.012
                 color = "white" if dark else REFERENCE_LINE
                 axes.text(
                     column, row, _cell_words(entry.verdict, entry.p_value), ha="center", va="center", fontsize=8, color=color
@@ -194,7 +194,7 @@ def conditional(observables: Mapping[str, ObservableScore], *, title: str) -> Pi
 
 
 def _cell_words(verdict: str, p_value: float | None) -> str:
-    p = "–" if p_value is None else "<0.001" if p_value < _SMALLEST_P else number(p_value, 2)
+    p = "–" if p_value is None else "<0.001" if p_value < _SMALLEST_P else number(p_value, 1 + (p_value < 0.1))
     return f"✗ {p}" if verdict == DIFFERS else f"{p} n" if verdict == NOT_ENOUGH else p
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +16,13 @@ import matplotlib
 import matplotlib.ticker
 import mplhep
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from minicarlo.report.svg import address, compact
 
 Array = NDArray[np.float64]
 
@@ -92,12 +93,11 @@ class Picture:
         return round(96 * float(self.figure.get_size_inches()[1]))
 
     @cached_property
-    def source(self) -> str:
-        """The figure as an SVG data address; a hundredth of a point is precise enough for its curves."""
+    def source(self) -> Markup:
+        """The figure as an SVG data address."""
         buffer = io.BytesIO()
         self.save(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        rounded = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), buffer.getvalue().decode())
-        return f"data:image/svg+xml;base64,{base64.b64encode(rounded.encode()).decode()}"
+        return address(compact(buffer.getvalue().decode()))
 
     def save(self, target: Path | io.BytesIO | PdfPages, **options: Any) -> None:  # noqa: ANN401
         """As `Figure.savefig`, in the report's style."""

@@ -17,7 +17,7 @@ _MARKS = {INDISTINGUISHABLE: "✓ same", DIFFERS: "✗ differs"}
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: its text, its mood ("good", "bad", "unsure", "soft"), rows it spans, the candidate it belongs to."""
+    """A cell of a table: text, mood ("good", "bad", "unsure", "soft", "words"), rows it spans, candidate it belongs to."""
 
     text: str
     mood: str = ""
@@ -94,7 +94,7 @@ def _numbers(score: ObservableScore) -> tuple[Cell, ...]:
     apart = distance(score)
     p = "< 0.001" if score.p_value is not None and score.p_value < 0.001 else number(score.p_value, 2)
     return (
-        Cell(score.difference.words if score.difference else "–"),
+        Cell(score.difference.words if score.difference else "–", "words"),
         Cell(p),
         Cell(with_error(score.separation_power)),
         Cell(number(score.separation_power.floor if score.separation_power else None), "soft"),

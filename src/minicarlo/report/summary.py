@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, NOT_ENOUGH, EnergyBin, Profile, Score, Scorecard, Verdict
+from minicarlo.fidelity.scorecard import (
+    DIFFERS,
+    INDISTINGUISHABLE,
+    NOT_ENOUGH,
+    ClassifierScore,
+    EnergyBin,
+    Profile,
+    Score,
+    Scorecard,
+    Verdict,
+)
 from minicarlo.report.figure import array, number
 from minicarlo.report.names import FORMAT_COLORS, OTHER_FORMAT, classifier_title, observable_title
 from minicarlo.report.scores import plus_minus, with_error
@@ -78,18 +88,23 @@ def verdict_tile(cards: Mapping[str, Scorecard], reference: str) -> Tile:
         card.verdict, "? Not enough events"
     )
     return Tile(
-        f"Verdict on {label}", big, (), _MOODS.get(card.verdict, "unsure"), tuple(_verdicts(*item) for item in cards.items())
+        f"Verdict on {label}",
+        big,
+        (),
+        _MOODS.get(card.verdict, "unsure"),
+        tuple(_verdicts(*item, brief=len(cards) > 2) for item in cards.items()),
     )
 
 
-def _verdicts(label: str, card: Scorecard) -> Bar:
+def _verdicts(label: str, card: Scorecard, *, brief: bool) -> Bar:
     counts = Counter(score.verdict for score in card.observables.values())
     words = f"{label}: {counts[INDISTINGUISHABLE]} of {counts.total()} observables alike"
     words += f", {counts[NOT_ENOUGH]} with too few events" if counts[NOT_ENOUGH] else ""
     told = [classifier_title(name) for name, score in card.classifier.items() if score and score.verdict == DIFFERS]
     words += f"; {len(told)} classifier{' tells' if len(told) == 1 else 's tell'}" if told else ""
+    line = f"{label}: {counts[INDISTINGUISHABLE]} of {counts.total()} alike" if brief else words
     shown = [(counts[verdict], color) for verdict, color in _VERDICT_COLORS.items()]
-    return Bar(_shares(shown), words, words)
+    return Bar(_shares(shown), words, line)
 
 
 def worth_tile(cards: Mapping[str, Scorecard], reference: str) -> Tile | None:
@@ -179,12 +194,16 @@ def cern_tile(cards: Mapping[str, Scorecard]) -> Tile | None:
 def classifier_tile(cards: Mapping[str, Scorecard]) -> Tile | None:
     """How well the best classifier tells the last candidate from the reference."""
     label, card = list(cards.items())[-1]
-    found = {name: score for name, score in card.classifier.items() if score is not None and score.auc is not None}
+    found = _classifiers(card)
     if not found:
         return None
     best = max(found, key=lambda name: found[name].auc or 0.0)
     lines = (f"{label} against the reference, {classifier_title(best)}; 0.5 is perfect",)
     return Tile("Classifier AUC", number(found[best].auc), lines, _MOODS.get(found[best].verdict, ""))
+
+
+def _classifiers(card: Scorecard) -> dict[str, ClassifierScore]:
+    return {name: score for name, score in card.classifier.items() if score is not None and score.auc is not None}
 
 
 def key_numbers(cards: Mapping[str, Scorecard], bench: Mapping[str, Any] | None) -> list[KeyNumber]:
@@ -209,14 +228,10 @@ def key_numbers(cards: Mapping[str, Scorecard], bench: Mapping[str, Any] | None)
             floor = next((score.floor for score in found if score and score.floor is not None), None)
             cells = tuple(with_error(score, scale) for score in found)
             rows.append(KeyNumber(title, cells, number(None if floor is None else floor * scale)))
-    for name in dict.fromkeys(name for card in values for name in card.classifier):
-        areas = [card.classifier.get(name) for card in values]
-        if any(areas):
-            cells = tuple("–" if area is None else plus_minus(area.auc, area.error) for area in areas)
-            rows.append(KeyNumber(f"AUC, {classifier_title(name)}", cells, number(next(area.floor for area in areas if area))))
-    if any(card.headline for card in values):
-        worths = tuple("–" if card.headline is None else f"{card.headline.events:,}" for card in values)
-        rows.append(KeyNumber("Worth of its error, showers", worths))
+    best = [max(_classifiers(card).values(), key=lambda found: found.auc or 0.0, default=None) for card in values]
+    if any(best):
+        cells = tuple("–" if found is None else plus_minus(found.auc, found.error) for found in best)
+        rows.append(KeyNumber("AUC of the best classifier", cells, number(next(found.floor for found in best if found))))
     if bench and bench.get("runs"):
         rows.append(KeyNumber("Showers per second, fastest", tuple(_rate(label, bench["runs"]) for label in cards)))
     return rows
