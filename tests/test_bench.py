@@ -14,7 +14,7 @@ from minicarlo.cli import main
 from minicarlo.engines import read_model
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnsupportedPrecision
 from minicarlo.events import EventSet, write_events
-from minicarlo.generation import bench, generate
+from minicarlo.generation import bench, generate, sweep
 from minicarlo.surrogate import Surrogate
 from small_surrogate import make_small_surrogate
 
@@ -114,3 +114,16 @@ def test_the_command_prints_a_table_or_json(surrogate, tmp_path):
     assert {run["precision"] for run in found["runs"]} == {"fp32", "bf16", "tuned", "int8"}
     assert all("int8" in run["formats"] for run in found["runs"] if run["precision"] == "int8")
     assert found["speedup"]["int8_over_fp32"] > 0
+
+
+def test_a_sweep_covers_batches_and_streams_up_to_twice_the_cores(surrogate):
+    found = sweep(surrogate, seconds=0.2, batches=(1, 8), most_streams=3)
+    assert [(point["precision"], point["batch"], point["streams"]) for point in found] == [
+        (precision, batch, streams) for precision in ("fp32", "tuned") for batch in (1, 8) for streams in (1, 2, 3)
+    ]
+    assert all(point["events_per_second"] > 0 and point["spread"] >= 0 for point in found)
+
+
+def test_a_sweep_of_no_events_is_refused(surrogate):
+    with pytest.raises(InvalidConfig, match="batches of one or more"):
+        sweep(surrogate, batches=(0,))

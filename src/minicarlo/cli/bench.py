@@ -36,6 +36,7 @@ _SENTENCES = {
 @click.option("--streams", type=int, help="How many streams 'many' are. Default: the usable cores.")
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
 @click.option("--int8/--no-int8", default=True, show_default=True, help="Also measure the network with every layer in INT8.")
+@click.option("--sweep", "sweeping", is_flag=True, help="Also measure against batch and streams, for as long again.")
 @json_option
 def command(
     surrogate: str,
@@ -45,6 +46,7 @@ def command(
     streams: int | None,
     batch: int | None,
     int8: bool,
+    sweeping: bool,
     as_json: bool,
 ) -> None:
     """Measure how fast a surrogate is in every precision, as ratios from one interleaved run.
@@ -57,7 +59,7 @@ def command(
       minicarlo bench clic-ecal
       minicarlo bench ./tuned --against geant4.h5 --seconds 60 --json
     """
-    from minicarlo.generation import bench
+    from minicarlo.generation import bench, sweep
     from minicarlo.surrogate import Surrogate
 
     loaded = Surrogate.load(surrogate)
@@ -66,6 +68,9 @@ def command(
         result = bench(
             loaded, against, seconds=seconds, energy=energy, streams=streams, batch=batch, int8=everything, progress=progress
         )
+    if sweeping:
+        with progress_bar("Sweeping", unit="rounds") as progress:
+            result["sweep"] = sweep(loaded, seconds=seconds, energy=energy, progress=progress)
     if as_json:
         print_json(result)
     else:
@@ -96,6 +101,10 @@ def _text(result: dict[str, Any]) -> str:
         for run in result["runs"]
     ]
     lines = [table(rows, ("precision", "streams", "batch", "showers/s", "ms at batch 1")), ""]
+    if swept := result.get("sweep"):
+        best = max(swept, key=lambda point: float(point["events_per_second"]))
+        rate = format_with_error(best["events_per_second"], best["spread"])
+        lines.append(f"sweep: {best['precision']} with batch {best['batch']} on {best['streams']} streams, {rate} showers/s")
     for name, sentence in _SENTENCES.items():
         if result["speedup"].get(name) is not None:
             lines.append(f"{sentence}: {format_with_error(result['speedup'][name], result['speedup_spread'][name])}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from minicarlo.generation.bench import bench
+from minicarlo.generation.bench import bench, sweep
 from minicarlo.generation.bulk import GenerateResult, generate
 from minicarlo.generation.settings import Settings, choose_settings, default_settings
 
-__all__ = ["GenerateResult", "Settings", "bench", "choose_settings", "default_settings", "generate"]
+__all__ = ["GenerateResult", "Settings", "bench", "choose_settings", "default_settings", "generate", "sweep"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -161,6 +161,53 @@ def bench(
         "seconds_per_window": window,
         "simulator": simulator,
     }
+
+
+def sweep(
+    surrogate: Surrogate | str | Path,
+    *,
+    seconds: float = 20.0,
+    batches: Sequence[int] = (1, 4, 16, 64),
+    most_streams: int | None = None,
+    energy: str | EnergyDistribution | None = None,
+    seed: int = 1,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Measure showers per second of FP32, and of the tuned model if there is one, against batch and streams, in turns.
+
+    `most_streams`: the largest number of streams (default: twice the usable cores); the others are powers of two. Returns one
+    entry {precision, streams, batch, events_per_second, spread} for each. Raises InvalidSurrogate, InvalidCondition,
+    InvalidConfig.
+    """
+    if not isinstance(surrogate, Surrogate):
+        surrogate = Surrogate.load(surrogate)
+    if not 0.01 <= seconds <= 86_400 or min(batches, default=0) < 1:
+        raise InvalidConfig(f"A sweep takes 0.01 s to a day and batches of one or more, not {seconds:g} s and {list(batches)}.")
+    energies = resolve_energies(surrogate, 4096, energy, None)[0].at(seed, 0, 4096)
+    most = most_streams or 2 * usable_cores()
+    counts = sorted({2**power for power in range(most.bit_length())} | {most})
+    subjects = []
+    for precision in (name for name in ("fp32", "tuned") if name in surrogate.precisions):
+        for batch in batches:
+            inputs = _inputs(surrogate, energies, seed, batch)
+            for count in counts:
+                compiled = compile_surrogate(surrogate, precision, batch=batch, streams=count, threads=1)
+                subjects.append(_Subject(precision, count, 1, batch, compiled, inputs))
+    for number in range(_FEWEST_ROUNDS):
+        for subject in subjects:
+            subject.measure(seconds / _FEWEST_ROUNDS / len(subjects))
+        if progress is not None:
+            progress(number + 1, _FEWEST_ROUNDS)
+    return [
+        {
+            "precision": s.precision,
+            "streams": s.streams,
+            "batch": s.batch,
+            "events_per_second": float(np.median(s.rates)),
+            "spread": _half_width(s.rates),
+        }
+        for s in subjects
+    ]
 
 
 def _simulator(surrogate: Surrogate, against: Path | str | None) -> tuple[dict[str, Any] | None, Array | None]:
