@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from browser import CHROMIUM, Browser
 from minicarlo.detectors import get_detector
+from minicarlo.errors import IncompatibleEventSets
 from minicarlo.events import EventSet, read_events, write_events
 from minicarlo.fidelity.neighbours import ENERGY_WINDOW, Closeness, Neighbourhood, ShowerFeatures, closeness, shower_features
 from minicarlo.report.display import make_display
+from minicarlo.report.overview import overview
+from minicarlo.report.page import render
+from minicarlo.report.sections import Plot
 from minicarlo.surrogate import sample_path
+from test_report import Elements, card
 
 EVIL = "</script><script>document.title='owned'</script>\"'><img src=x onerror=alert(1)>"
 
@@ -30,7 +38,7 @@ def geant4() -> EventSet:
 
 
 def ring_showers(count: int = 150, seed: int = 0) -> EventSet:
-    """Showers in the cylindrical detector: gamma-shaped in depth, exponential in radius, Poisson quanta; not physics, but alike."""
+    """Showers in the cylindrical detector: gamma-shaped in depth, exponential in radius, of Poisson quanta."""
     detector, random = get_detector("par04-siw"), np.random.default_rng(seed)
     energy = np.exp(random.uniform(np.log(1e3), np.log(1e6), count)).astype(np.float32)
     depth = np.arange(detector.layers) + 0.5
@@ -194,8 +202,220 @@ def test_without_showers_of_similar_energy_there_is_no_display() -> None:
     assert make_display(events, {"x": other}, name="Geant4") is None
 
 
+def test_another_detector_is_refused() -> None:
+    with pytest.raises(IncompatibleEventSets, match="par04-siw"):
+        make_display(ring_showers(10), {"x": geant4()[:10]}, name="Geant4")
+
+
 def test_files_and_event_sets_give_the_same_display(tmp_path: Path) -> None:
     events = ring_showers(40)
     write_events(tmp_path / "events.h5", events)
     one, two = (make_display(source, {"x": source}, name="Geant4") for source in (events, tmp_path / "events.h5"))
     assert one == two and one is not None and json.loads(one.data)["grid"] == "cylindrical"
+
+
+# ------------------------------------------------------------------ the page
+
+
+@functools.cache
+def rings() -> Any:
+    return make_display(ring_showers(seed=1), {"toy": ring_showers(seed=2)}, name="Geant4")
+
+
+@functools.cache
+def page(grid: str) -> str:
+    cards = {"FP32": card()}
+    hero = Plot("All observables", overview(cards, "Geant4"))
+    display = {"cartesian": displayed, "cylindrical": rings}[grid]()
+    return render(cards, hero, (), title=grid, lead="", display=display)
+
+
+def test_the_only_script_is_the_one_that_the_policy_names() -> None:
+    html = page("cartesian")
+    elements = Elements(html).found
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", html, re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [' type="application/json"', ' type="module"']
+    assert [tag for tag, _ in elements].count("script") == 2
+    policy = next(a["content"] for _, a in elements if a.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+    assert policy is not None and policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert policy.endswith(f"; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'")
+    for _, attributes in elements:
+        assert not {name for name in attributes if name.startswith("on") or name == "style"}
+        assert (attributes.get("src") or "data:").startswith("data:")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with Browser(tmp_path_factory.mktemp("profile"), 1280, 1000) as found:
+        yield found
+        assert found.problems == []
+
+
+@pytest.fixture(params=["cartesian", "cylindrical"])
+def opened(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> Browser:
+    (tmp_path / "page.html").write_text(page(request.param), encoding="utf-8")
+    browser.resize(1280, 1000)
+    browser.open(tmp_path / "page.html")
+    settle(browser)
+    browser.evaluate("document.getElementById('showers').scrollIntoView()")
+    return browser
+
+
+def settle(browser: Browser) -> None:
+    browser.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def state(browser: Browser, of: str = "generated") -> dict[str, str]:
+    """What is drawn: event, cells, turn, tilt and zoom."""
+    return browser.evaluate(f"({{...document.querySelector('canvas[data-of={of}]').dataset}})")
+
+
+def pictures(browser: Browser) -> list[str]:
+    settle(browser)
+    return browser.evaluate("[...document.querySelectorAll('canvas[data-of]')].map(canvas => canvas.toDataURL())")
+
+
+def choose(browser: Browser, name: str, value: float) -> None:
+    control = f"document.querySelector('.display [name={name}]')"
+    browser.evaluate(f"{control}.value = {value}; {control}.dispatchEvent(new Event('input'))")
+    settle(browser)
+
+
+def middle(browser: Browser, of: str = "generated") -> tuple[float, float]:
+    """The middle of a canvas in the window."""
+    box = f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])(document.querySelector('canvas[data-of={of}]')"
+    x, y = browser.evaluate(f"{box}.getBoundingClientRect())")
+    return x, y
+
+
+def data_of(browser: Browser) -> Any:
+    return json.loads(browser.evaluate("document.querySelector('.display script').textContent"))
+
+
+def test_the_sliders_choose_the_cells_that_are_drawn(opened: Browser) -> None:
+    data = data_of(opened)
+    place = int(opened.evaluate("document.querySelector('.display [name=shower]').value"))
+    for of, shower in zip(("generated", "neighbour"), data["candidates"][0]["pairs"][place][:2], strict=True):
+        layer = integers(data["showers"][shower]["cells"]) // (data["shape"][1] * data["shape"][2])
+        codes = integers(data["showers"][shower]["codes"])
+        cut = int(np.median(codes))
+        for threshold, first, last in ((0, 1, data["shape"][0]), (cut, 1, data["shape"][0]), (cut, 5, 8)):
+            choose(opened, "threshold", threshold)
+            choose(opened, "first", first)
+            choose(opened, "last", last)
+            wanted = ((codes >= threshold) & (layer >= first - 1) & (layer <= last - 1)).sum()
+            assert int(state(opened, of)["cells"]) == wanted > 0
+
+
+def test_cells_are_seen_where_they_are(opened: Browser) -> None:
+    """In the front view the picture's centre of gravity is on the axis, and nothing is outside the detector."""
+    opened.evaluate("document.querySelector('.display [data-view=front]').click()")
+    wait_for(opened, "turn", -np.pi / 2)
+    count, x, y, widest = opened.evaluate(
+        """(() => {
+            const canvas = document.querySelector('canvas[data-of=generated]');
+            const {data, width, height} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+            let [count, x, y, widest] = [0, 0, 0, 0];
+            for (let k = 0; k < data.length; k += 4) {
+                const colourful = Math.max(data[k], data[k + 1], data[k + 2]) - Math.min(data[k], data[k + 1], data[k + 2]) > 40;
+                if (data[k + 3] < 255 || !colourful) continue;
+                const [u, v] = [((k / 4) % width) / height - width / height / 2, Math.floor(k / 4 / width) / height - 0.5];
+                count += 1; x += u; y += v; widest = Math.max(widest, Math.abs(u), Math.abs(v));
+            }
+            return [count, x / count, y / count, widest];
+        })()"""
+    )
+    data = data_of(opened)
+    (_, n1, n2), (dz, d1, d2) = data["shape"], data["cell"]
+    halves = (n1 * d1 / 2, n2 * d2 / 2) if data["grid"] == "cartesian" else (n2 * d2, n2 * d2)
+    scale = 0.56 / np.linalg.norm([data["shape"][0] * dz / 2, *halves])
+    assert count > 500 and abs(x) < 0.05 and abs(y) < 0.05
+    assert widest <= scale * max(halves) + 0.005
+
+
+def wait_for(browser: Browser, name: str, value: float) -> None:
+    for _ in range(200):
+        settle(browser)
+        if float(state(browser)[name]) == pytest.approx(value):
+            return
+    raise AssertionError(f"{name} is {state(browser)[name]}, not {value}")
+
+
+def test_mouse_and_keys_turn_both_showers_together(opened: Browser) -> None:
+    before, old = pictures(opened), state(opened)
+    x, y = middle(opened)
+    for kind, place in (("mousePressed", x), ("mouseMoved", x + 60), ("mouseReleased", x + 60)):
+        opened.call("Input.dispatchMouseEvent", type=kind, x=place, y=y, button="left", buttons=1, clickCount=1)
+    dragged, new = pictures(opened), state(opened)
+    assert new["turn"] == state(opened, "neighbour")["turn"] and float(new["turn"]) < float(old["turn"])
+    assert all(one != other for one, other in zip(before, dragged, strict=True))
+    # The click has put the canvas in focus.
+    for key, name in (("ArrowLeft", "turn"), ("ArrowUp", "tilt"), ("+", "zoom")):
+        was = state(opened)[name]
+        opened.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+        settle(opened)
+        assert state(opened)[name] == state(opened, "neighbour")[name] != was
+    opened.call("Input.dispatchKeyEvent", type="keyDown", key="0")
+    wait_for(opened, "turn", 0.6)
+    assert pictures(opened) == before
+
+
+def test_two_fingers_zoom(opened: Browser) -> None:
+    x, y = middle(opened)
+    for kind, gap in (("touchStart", 20), ("touchMove", 30), ("touchMove", 40), ("touchEnd", None)):
+        points = [] if gap is None else [{"x": x - gap, "y": y, "id": 0}, {"x": x + gap, "y": y, "id": 1}]
+        opened.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+    settle(opened)
+    assert float(state(opened)["zoom"]) == pytest.approx(2, rel=0.01)
+
+
+def test_the_choosers_change_shower_and_candidate(opened: Browser) -> None:
+    data = data_of(opened)
+    events, texts = [], []
+    for candidate, entry in enumerate(data["candidates"]):
+        choose(opened, "candidate", candidate)
+        for place in (0, len(entry["pairs"]) - 1):
+            choose(opened, "shower", place)
+            assert int(state(opened)["event"]) == data["showers"][entry["pairs"][place][0]]["event"]
+            events.append(state(opened)["event"])
+        texts.append(opened.evaluate("document.querySelector('.display figcaption b').textContent"))
+    assert len(set(events)) >= 2
+    assert texts == (["FP32", EVIL] if data["grid"] == "cartesian" else ["toy"])
+    assert opened.evaluate("document.title") == data["grid"]
+
+
+def test_no_motion_where_none_is_wanted(opened: Browser) -> None:
+    opened.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+    opened.evaluate("document.querySelector('.display [data-view=side]').click()")
+    settle(opened)
+    opened.call("Emulation.setEmulatedMedia", features=[])
+    assert float(state(opened)["turn"]) == 0
+
+
+def shown(browser: Browser) -> list[bool]:
+    return browser.evaluate("['.still', '.live'].map(name => document.querySelector('.display ' + name).clientHeight > 0)")
+
+
+def test_paper_and_a_browser_without_scripts_get_the_still_picture(opened: Browser) -> None:
+    assert shown(opened) == [False, True]
+    opened.call("Emulation.setEmulatedMedia", media="print")
+    assert shown(opened) == [True, False]
+    opened.call("Emulation.setEmulatedMedia", media="")
+    opened.call("Emulation.setScriptExecutionDisabled", value=True)
+    opened.call("Page.reload")
+    wait = 0
+    while shown(opened) != [True, False] and (wait := wait + 1) < 100:
+        pass
+    opened.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert shown(opened) == [True, False]
+
+
+def test_the_display_fits_a_phone(opened: Browser) -> None:
+    opened.resize(390, 844, phone=True)
+    settle(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth") == 390
+    assert int(state(opened)["cells"]) > 0
+    opened.resize(1280, 1000)
