@@ -28,6 +28,7 @@ from minicarlo.report.figure import PALETTE, number, plain
 from minicarlo.report.inputs import History, read_bench, read_history
 from minicarlo.report.overview import overview
 from minicarlo.report.page import render
+from minicarlo.report.scores import observable_scores
 from minicarlo.report.sections import Plot, Section, sections
 from minicarlo.report.tuning import pareto
 from small_surrogate import LAYERS, make_small_surrogate
@@ -330,6 +331,16 @@ def test_verdicts_have_three_values_and_a_mark_each() -> None:
     html = page()
     for words in ("✓ same", "✗ differs", "? too few"):
         assert words in html, words
+
+
+def test_columns_without_any_number_are_left_out() -> None:
+    full, old = card(), card()
+    for score in old.observables.values():
+        score.kolmogorov_smirnov = score.needed = score.visible_at = score.difference = None
+    assert observable_scores({"a": full}).header[-1] == "asks for" and "KS" in observable_scores({"a": full}).header
+    grid = observable_scores({"a": old, "b": old})
+    assert grid.header == ("observable", "candidate", "verdict", "p", "separation", "floor", "distance [σ]", "floor")
+    assert {len(row) for row in grid.rows} == {7, 8}
 
 
 def test_the_table_by_energy_names_the_worst_bin() -> None:

@@ -26,7 +26,7 @@ def overview(cards: Mapping[str, Scorecard], reference: str) -> Picture:
                 found.setdefault(name, {})[label] = (apart.value / apart.floor, error, score.verdict == DIFFERS)
     names = sorted(found, key=lambda name: -max(value for value, _, _ in found[name].values()))
     labels = list(cards)
-    with drawing(WIDE[0], 0.142 * len(names) + 0.75) as figure:
+    with drawing(WIDE[0], 0.127 * len(names) + 0.75) as figure:
         axes = panel(figure, left=1.55)
         axes.axvspan(_LEAST / 2, 1, color=FLOOR, linewidth=0)
         axes.axvline(1, color=REFERENCE_LINE, linewidth=0.8)
@@ -42,10 +42,11 @@ def overview(cards: Mapping[str, Scorecard], reference: str) -> Picture:
         axes.plot([], [], "o", color=REFERENCE_LINE, markerfacecolor="white", label="open: no difference found")
         axes.set_xscale("log")
         farthest = max((value + error for row in found.values() for value, error, _ in row.values()), default=1.0)
-        axes.set_xlim(_LEAST / 2, max(3.0, 1.6 * farthest))
+        nearest = min((value for row in found.values() for value, _, _ in row.values()), default=1.0)
+        axes.set_xlim(max(_LEAST / 2, 0.5 * min(nearest, 1.0)), max(3.0, 1.6 * farthest))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_yticks(range(len(names)), [plain(observable_title(name), 24) for name in names], fontsize=8)
+        axes.set_yticks(range(len(names)), [plain(observable_title(name), 24) for name in names], fontsize=7.5)
         axes.tick_params(axis="y", which="both", length=0)
         axes.set_xlabel(f"distance from {plain(reference, 14)} / floor")
         axes.legend(loc="lower right", fontsize=8)

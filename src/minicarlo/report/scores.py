@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,17 @@ def observable_scores(cards: Mapping[str, Scorecard]) -> Grid:
             score = cards[label].observables[name]
             head = (Cell(observable_title(name), rows=len(having), head=True),) if place == 0 else ()
             rows.append((*head, Cell(label, candidate=index), verdict_cell(score.verdict), *_numbers(score)))
-    return Grid(_HEADER, tuple(rows))
+    return _without_empty_columns(Grid(_HEADER, tuple(rows)))
+
+
+def _without_empty_columns(grid: Grid) -> Grid:
+    """Columns that have a dash in every row say nothing; counted from the right, since a first cell may span rows."""
+    empty = {back for back in range(1, _NUMBERS + 1) if all(row[-back].text == "–" for row in grid.rows)}
+
+    def kept(row: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(cell for place, cell in enumerate(row) if len(row) - place not in empty)
+
+    return Grid(kept(grid.header), tuple(kept(row) for row in grid.rows))
 
 
 _HEADER = (
@@ -88,6 +99,7 @@ _HEADER = (
     "shows with",
     "asks for",
 )
+_NUMBERS = 9  # columns after observable, candidate and verdict
 
 
 def _numbers(score: ObservableScore) -> tuple[Cell, ...]:
