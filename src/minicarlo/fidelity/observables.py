@@ -30,8 +30,10 @@ Images = dict[int, dict[str, Float]]
 STRATA_PER_DECADE = 10
 SECTORS = 8
 CHUNK = 500
+"""Events measured at once, fewer if they have more cells than `clic-ecal`."""
 
 _LEAST_MEV = 1e-6
+_MOST_CELLS = 8_000_000  # of a chunk: 32 MB
 
 
 @dataclass
@@ -128,7 +130,7 @@ def measure(
     frame = _Frame(detector)
     parts: list[Measured] = []
     done = 0
-    for part in _chunks(events):
+    for part in _chunks(events, max(1, min(CHUNK, _MOST_CELLS // detector.voxels))):
         parts.append(frame.measure(part, threshold, first=done))
         done += len(part)
         if progress is not None:
@@ -180,15 +182,14 @@ class _Frame:
         self.z = layer_depths(detector)
         self.basis = np.stack([np.ones_like(x), x, y, self.radius, x * x, y * y, self.radius**2], axis=1)
         if detector.grid == "cylindrical":
-            ring, sector = np.tile(np.arange(second), first), np.repeat(np.arange(first), second)
-            sectors, around = first, np.ones(first * second)
+            self.ring, self.sector = np.tile(np.arange(second), first), np.repeat(np.arange(first), second)
+            self.sectors = first
         else:
-            _, ring = np.unique(np.floor(self.radius / min(detector.cell_size[1:]) + 0.5), return_inverse=True)
+            _, self.ring = np.unique(np.floor(self.radius / min(detector.cell_size[1:]) + 0.5), return_inverse=True)
             sector = np.floor(np.arctan2(y, x) / (2 * np.pi / SECTORS) + 0.5).astype(np.int64) % SECTORS
-            sectors, around = SECTORS, (self.radius > 0).astype(np.float64)
-        self.rings = int(ring.max()) + 1
-        self.lateral = np.concatenate([np.eye(self.rings)[ring], np.eye(sectors)[sector] * around[:, None]], axis=1)
-        self.ring_radius = np.bincount(ring, self.radius) / np.bincount(ring)
+            self.sector, self.sectors = np.where(self.radius > 0, sector, SECTORS), SECTORS  # on the axis: in none of them
+        self.rings = int(self.ring.max()) + 1
+        self.ring_radius = np.bincount(self.ring, self.radius) / np.bincount(self.ring)
         self.order = np.argsort(self.radius, kind="stable")
         self.first_half = np.arange(layers) < layers // 2
 
@@ -207,9 +208,9 @@ class _Frame:
         grid = sparse.csr_matrix((energy.astype(np.float64), cell, starts), shape=(n * layers, cells))
         sums = (grid @ self.basis).reshape(n, layers, self.basis.shape[1])
         event, layer = np.divmod(row, layers)
-        front = np.bincount(event * cells + cell, energy, minlength=n * cells).reshape(n, cells).astype(np.float64, copy=False)
-        lateral = front @ self.lateral
-        rings, sectors = lateral[:, : self.rings], lateral[:, self.rings :]
+        front = _sums(event, cell, energy, n, cells)
+        rings = _sums(event, self.ring[cell], energy, n, self.rings)
+        sectors = _sums(event, self.sector[cell], energy, n, self.sectors + 1)[:, : self.sectors]
         layer_energy, total = sums[:, :, 0], sums.sum(axis=1)
         visible = total[:, 0]
         hits = np.diff(starts).reshape(n, layers)
@@ -309,10 +310,9 @@ class _Frame:
         pairs = {z + a: (first, layer, n1, layers), z + b: (second, layer, n2, layers), a + b: (first, second, n1, n2)}
         images: Images = {int(number): {} for number in numbers}
         for name, (row, column, rows, columns) in pairs.items():
-            flat = (index[event] * rows + row) * columns + column
-            summed = np.bincount(flat, energy, minlength=len(numbers) * rows * columns).reshape(len(numbers), rows, columns)
-            for number, image in zip(numbers, summed, strict=True):
-                images[int(number)][name] = image.astype(np.float64, copy=False)
+            summed = _sums(index[event], row * columns + column, energy, len(numbers), rows * columns)
+            for number, image in zip(numbers, summed.reshape(-1, rows, columns), strict=True):
+                images[int(number)][name] = image
         return images
 
 
@@ -335,6 +335,12 @@ def _divide(first: NDArray[np.floating], second: NDArray[np.floating]) -> Float:
     quotient = np.zeros(shape, np.float64)
     np.divide(first, second, out=quotient, where=second > 0)
     return quotient
+
+
+def _sums(event: Counts, place: Counts, energy: Array, events: int, places: int) -> Float:
+    """Energy per event and place, (events, places)."""
+    summed = np.bincount(event * places + place, energy, minlength=events * places)
+    return summed.reshape(events, places).astype(np.float64, copy=False)
 
 
 def _moments(sums: Float) -> tuple[tuple[Float, ...], tuple[Float, ...]]:
@@ -365,12 +371,12 @@ def _describe(events: EventSet | Path | str) -> tuple[int, Detector]:
     return int(info["count"]), get_detector(info["detector"])
 
 
-def _chunks(events: EventSet | Path | str) -> Iterator[EventSet]:
+def _chunks(events: EventSet | Path | str, size: int) -> Iterator[EventSet]:
     if not isinstance(events, EventSet):
-        yield from _ahead(iterate_events(events, CHUNK))
+        yield from _ahead(iterate_events(events, size))
         return
-    for start in range(0, len(events), CHUNK):
-        part = events[start : start + CHUNK]
+    for start in range(0, len(events), size):
+        part = events[start : start + size]
         part.check()
         yield part
 
