@@ -64,6 +64,27 @@ def test_files_are_in_calochallenge_format(tmp_path: Path) -> None:
         assert file.attrs["detector"].decode() == "clic-ecal"
 
 
+def test_cylindrical_showers_are_in_calochallenge_format(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    samples = random.random((3, 45, 16, 9)).astype(np.float32)
+    events = EventSet({"incident_energy": np.full(3, 1e4)}, samples, "par04-siw")
+    write_events(tmp_path / "a.h5", events)
+    z, phi, r = 44, 3, 7
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["showers"].shape == (3, 6480)
+        np.testing.assert_array_equal(file["showers"][:, (z * 16 + phi) * 9 + r], samples[:, z, phi, r])
+        assert file.attrs["shape"].decode() == "45,16,9 = z,phi,r ; flat index = (iz*16+iphi)*9+ir"
+        assert "cell_size_mm" not in file.attrs and file.attrs["cell_size_mm_rad_mm"][1] == pytest.approx(np.pi / 8)
+    read = read_events(tmp_path / "a.h5")
+    assert read.detector == "par04-siw" and same(read, events)
+    assert events_info(tmp_path / "a.h5")["sample_shape"] == [45, 16, 9]
+
+
+def test_files_of_data_set_2_are_known_by_their_number_of_voxels(tmp_path: Path) -> None:
+    read = read_events(plain(tmp_path / "dataset_2_1.hdf5", showers=np.ones((4, 6480), "f4")))
+    assert read.detector == "par04-siw" and read.samples.shape == (4, 45, 16, 9)
+
+
 def test_the_same_events_make_the_same_bytes_at_any_time_under_any_name(tmp_path: Path) -> None:
     write_events(tmp_path / "a.h5", make_events(70))
     time.sleep(1.1)  # HDF5 counts in seconds
@@ -155,6 +176,8 @@ def test_shapes_that_do_not_fit_are_refused_in_memory() -> None:
         EventSet({}, samples, "clic-ecal")
     with pytest.raises(InvalidEventSet, match=r"\(2, 1\).*\(2,\) is right"):
         EventSet({"incident_energy": energy[:, None]}, samples, "clic-ecal")
+    with pytest.raises(InvalidEventSet, match=r"\(2, 25, 25, 25\) do not fit detector par04-siw: \(N, 45, 16, 9\) is right"):
+        EventSet({"incident_energy": energy}, samples, "par04-siw")
     with pytest.raises(UnknownDetector):
         EventSet({"incident_energy": energy}, samples, "elsewhere")
 
@@ -201,7 +224,7 @@ WRONG: dict[str, tuple[dict[str, object], str]] = {
     "showers not flat": ({"showers": np.zeros((4, 25, 25, 25))}, r"'showers'.*\(4, 25, 25, 25\).*\(N, voxels\)"),
     "no voxels": ({"showers": np.zeros((4, 0))}, r"'showers'.*\(4, 0\)"),
     "a scalar": ({"showers": 1.0}, "'showers'.*"),
-    "other voxels": ({"showers": np.zeros((4, 368))}, "'showers'.*368.*15625"),
+    "other voxels": ({"showers": np.zeros((4, 368))}, "'showers'.*368.*clic-ecal have 15625.*par04-siw have 6480"),
     "fewer energies": ({"incident_energies": np.ones((3, 1))}, r"'incident_energies'.*\(3, 1\).*\(4, 1\)"),
     "wide energies": ({"incident_energies": np.ones((4, 2))}, r"'incident_energies'.*\(4, 2\).*\(4, 1\)"),
     "NaN in a shower": ({"showers": showers_with(np.nan)}, "'showers': event 2 holds nan"),
