@@ -18,6 +18,7 @@ _VERBS = {
     "validate": "Compare an event set with a reference, with uncertainties.",
     "bench": "Measure how fast a surrogate is, as ratios from one run.",
     "report": "Write a page with the plots and tables of a comparison.",
+    "export": "Write a surrogate as another program loads it (Geant4's Par04).",
     "info": "Show what a surrogate or an event set holds.",
     "demo": "Run the whole chain on what minicarlo ships and write a report.",
 }
