@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from minicarlo.fidelity import tables
 from minicarlo.fidelity.binning import edges_of
 from minicarlo.fidelity.cern import CernFigure
+from minicarlo.fidelity.definitions import UNITS
 from minicarlo.fidelity.distances import (
     GRID,
     LAYER_GRID,
@@ -24,7 +25,7 @@ from minicarlo.fidelity.distances import (
     bin_index,
     grid_edges,
 )
-from minicarlo.fidelity.observables import UNITS, Measured
+from minicarlo.fidelity.observables import Measured
 from minicarlo.fidelity.resampling import Resampled, Resamples, family_p_values, resample
 from minicarlo.fidelity.scorecard import (
     DIFFERS,

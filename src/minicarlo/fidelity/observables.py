@@ -20,7 +20,6 @@ from scipy import sparse
 from minicarlo.detectors import Detector, get_detector
 from minicarlo.errors import InvalidConfig, InvalidEventSet
 from minicarlo.events import EventSet, events_info, iterate_events
-from minicarlo.fidelity.definitions import UNITS as UNITS
 
 Array = NDArray[np.float32]
 Counts = NDArray[np.int64]
