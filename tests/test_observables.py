@@ -16,7 +16,7 @@ from cylinder import in_cylinder
 from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, Detector, Material, get_detector, register_detector
 from minicarlo.errors import InvalidConfig, InvalidEventSet
 from minicarlo.events import EventSet, read_events, write_events
-from minicarlo.fidelity import DEFINITIONS, Measured, high_level_features, measure, observables
+from minicarlo.fidelity import DEFINITIONS, Measured, high_level_features, measure, observables, validate
 from minicarlo.fidelity.binning import edges_of
 from minicarlo.fidelity.observables import layer_depths, ring_radii, shower_quantities
 from minicarlo.surrogate import sample_path
@@ -242,6 +242,31 @@ def test_every_observable_gets_rising_edges(showers: dict[str, EventSet], name: 
     for key, values in measured.values.items():
         for column in values.reshape(len(measured), -1).T:
             assert np.all(np.diff(edges_of(key, column, measured.threshold_mev)) > 0), key
+
+
+def test_the_spectrum_of_cells_counts_those_below_threshold() -> None:
+    real = read_events(sample_path(CLIC_ECAL), stop=120)
+    card = validate(real[:60], real[60:], classifiers=(), feature_distances=False, permutations=99, bootstrap=10)
+    spectrum = card.histograms["cell_energy"]
+    for counts, (below, above), events in (
+        (spectrum.reference, spectrum.reference_outside, real[:60]),
+        (spectrum.candidate, spectrum.candidate_outside, real[60:]),
+    ):
+        assert below == np.count_nonzero(events.samples <= 0.05)
+        assert below + sum(counts) + above == events.samples.size
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_halves_of_one_sample_do_not_differ_on_either_grid(name: str) -> None:
+    real = read_events(sample_path(CLIC_ECAL), stop=600)
+    events = real if name == CLIC_ECAL else in_cylinder(real)
+    card = validate(events[:300], events[300:], classifiers=(), feature_distances=False, permutations=199, bootstrap=20)
+    assert card.differing == []
+    assert set(DEFINITIONS) <= set(card.observables)
+    wider = replace(events, samples=events.samples.copy())
+    wider.samples[300:] = np.roll(wider.samples[300:], 1, axis=3)  # a cell to the side, a ring outwards
+    card = validate(wider[:300], wider[300:], classifiers=(), feature_distances=False, permutations=199, bootstrap=20)
+    assert {"lateral_mean", "lateral_profile", "layer_centre_r"} <= set(card.differing)
 
 
 # symmetries

@@ -168,7 +168,11 @@ class Comparison:
     def _cells(self) -> None:
         """Distances of the spectrum of cells; resampled by event, since cells of one shower go together."""
         edges = edges_of("cell_energy", self.ours.cells, self.ours.threshold_mev)
-        self.histograms["cell_energy"] = tables.histogram(self.ours.cells, self.theirs.cells, edges, UNITS["cell_energy"])
+        spectrum = tables.histogram(self.ours.cells, self.theirs.cells, edges, UNITS["cell_energy"])
+        (below, above), (their_below, their_above) = spectrum.reference_outside, spectrum.candidate_outside
+        spectrum.reference_outside = (below + int(self.ours.unlit.sum()), above)
+        spectrum.candidate_outside = (their_below + int(self.theirs.unlit.sum()), their_above)
+        self.histograms["cell_energy"] = spectrum
         logarithms = [np.log10(measured.cells.astype(np.float64)) for measured in (self.ours, self.theirs)]
         if min(map(len, logarithms)) < 2:
             return

@@ -260,7 +260,7 @@ class Histogram(_Part):
     unit: str
     """Unit of the edges."""
     reference_outside: tuple[int, int] = (0, 0)
-    """How many of the reference lie below and above."""
+    """How many of the reference lie below and above (for `cell_energy` below: cells that are not above threshold)."""
     candidate_outside: tuple[int, int] = (0, 0)
     """How many of the candidate lie below and above."""
 
