@@ -23,6 +23,7 @@ from minicarlo.events import EventSet, read_events, write_events
 from minicarlo.fidelity import (
     DIFFERS,
     INDISTINGUISHABLE,
+    NOT_ENOUGH,
     UNITS,
     CernFigure,
     Resamples,
@@ -40,8 +41,8 @@ from minicarlo.fidelity import (
 from minicarlo.fidelity.binning import edges_of
 from minicarlo.fidelity.distances import SeparationPower, bin_index
 from minicarlo.fidelity.frechet import frechet_distance
-from minicarlo.fidelity.resampling import family_p_values
 from minicarlo.fidelity.tables import resolution_fit
+from minicarlo.fidelity.verdicts import family_p_values
 
 EVENTS = 1200
 QUICK = {"classifiers": (), "feature_distances": False, "permutations": 199, "bootstrap": 20}
@@ -343,7 +344,7 @@ def test_verdicts_raise_false_alarms_at_their_level() -> None:
                 SeparationPower.of(values, [np.linspace(-3, 8, 31)]),
                 Wasserstein.of(values, [values.std()], 64),
             ]
-            parts = [resample(distance, resamples).scores(distance.power) for distance in distances]
+            parts = [resample(distance, resamples).scores() for distance in distances]
             scores[name] = (np.concatenate([one for one, _ in parts]), np.concatenate([null for _, null in parts], axis=1))
         alarms += min(family_p_values(scores).values()) <= 0.05
     low, high = binom.interval(0.999, 200, 0.05)
@@ -372,14 +373,14 @@ def test_energies_drawn_differently_are_matched(reference: EventSet) -> None:
     drawn = toy_showers(2 * EVENTS, 11)
     kept = drawn[random.random(len(drawn)) < 0.62 - 0.1 * np.log10(drawn.incident_energy / 1000)]
     found = validate(reference, kept, **QUICK)
-    assert found.verdict == INDISTINGUISHABLE
+    assert found.differing == []
     energy = found.observables["visible_energy"].wasserstein
     assert energy is not None and energy.value < 3 * energy.floor
     assert wasserstein_distance(reference.incident_energy, kept.incident_energy) > 300  # unmatched, energies differ by much
 
 
 def test_same_population_is_indistinguishable(card: Scorecard) -> None:
-    assert card.verdict == INDISTINGUISHABLE and card.differing == [] and card.warnings == []
+    assert card.verdict == NOT_ENOUGH and card.differing == [] and card.headline is None and card.warnings == []
     assert card.cern_error is not None and card.cern_error.value < 2.5 * card.cern_error.floor
     assert card.cern_error.as_coded == pytest.approx(2 * card.cern_error.value, rel=1e-6)
     pulls = [(row.ratio - 1) / row.error for table in (card.response, card.resolution) for row in table]
@@ -433,8 +434,9 @@ def test_scorecard_has_the_documented_keys(card: Scorecard) -> None:
     assert set(found["classifier"]) == {"high", "trees", "dnn-high", "low", "cnn"} and found["classifier"]["low"] is None
     assert set(found["classifier"]["trees"]) >= {"auc", "error", "floor"}
     for score in found["observables"].values():
-        distances = [score[name] for name in ("separation_power", "wasserstein", "deviation") if name in score]
-        assert score["verdict"] in (INDISTINGUISHABLE, DIFFERS) and distances
+        kinds = ("separation_power", "wasserstein", "kolmogorov_smirnov", "deviation")
+        distances = [score[name] for name in kinds if name in score]
+        assert score["verdict"] in (INDISTINGUISHABLE, DIFFERS, NOT_ENOUGH) and len(distances) in (1, 3)
         assert all(set(distance) == {"value", "error", "floor"} for distance in distances)
     for row in found["response"] + found["resolution"]:
         assert {"low", "high", "ratio", "error"} <= set(row)
@@ -496,7 +498,7 @@ def test_empty_and_repeated_showers_are_counted(reference: EventSet, other: Even
 
 def test_a_set_compared_with_itself_warns(reference: EventSet) -> None:
     found = validate(reference[:100], reference[:100], **QUICK)
-    assert found.verdict == INDISTINGUISHABLE and "both sets" in found.warnings[0]
+    assert found.differing == [] and "both sets" in found.warnings[0]
 
 
 def test_different_energies_are_refused(reference: EventSet) -> None:
@@ -553,7 +555,12 @@ def test_command_prints_one_json_object(reference: EventSet, other: EventSet, tm
     assert Scorecard.from_dict(json.loads(printed.stdout)).candidate.events == 300
     assert json.loads((tmp_path / "card.json").read_text()) == json.loads(printed.stdout)
     text = CliRunner().invoke(main, arguments)
-    assert text.exit_code == 0 and "CERN figure" in text.stdout and "ndistinguishable" in text.stdout
+    assert (
+        text.exit_code == 0
+        and "CERN figure" in text.stdout
+        and text.stdout.startswith("Not enough events: 300 events against 300")
+    )
+    assert max(map(len, text.stdout.splitlines())) <= 120
 
 
 def test_command_explains_what_is_wrong(tmp_path: Path) -> None:
@@ -573,6 +580,6 @@ def test_halves_of_real_showers_are_indistinguishable() -> None:
         pytest.skip("MINICARLO_SHARED does not say where the Geant4 showers are")
     events = read_events(Path(shared) / "data" / "validation.h5", stop=3600)
     found = validate(events[:1800], events[1800:])
-    assert found.verdict == INDISTINGUISHABLE, found.differing
+    assert found.differing == []
     assert found.fpd is not None and found.kpd is not None
     assert found.response[0].ratio == pytest.approx(1, abs=0.1)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from minicarlo.cli._common import (
-    format_count,
-    format_number,
-    format_seconds,
-    format_with_error,
-    json_option,
-    print_json,
-    progress_bar,
-    say,
-    table,
-)
+from minicarlo.cli._common import json_option, print_json, progress_bar, say
 from minicarlo.errors import InvalidConfig
 from minicarlo.files import write_json
 
-if TYPE_CHECKING:
-    from minicarlo.fidelity.scorecard import EnergyBin, Score, Scorecard
+_MEV = {"": 1e3, "MeV": 1.0, "GeV": 1e3, "TeV": 1e6}
+
+
+def _print_schema(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from minicarlo.fidelity import Scorecard
+
+        print_json(Scorecard.model_json_schema())
+        ctx.exit()
 
 
 @click.command()
@@ -33,6 +30,18 @@ if TYPE_CHECKING:
 @click.option("--bootstrap", type=click.IntRange(10), default=100, show_default=True, help="Replicas for standard errors.")
 @click.option("--permutations", type=click.IntRange(99), default=300, show_default=True, help="Permutations for verdicts.")
 @click.option("--energy-bins", metavar="E0,E1,...", help="Edges in GeV of the bins of incident energy.  [default: logarithmic]")
+@click.option(
+    "--held-out",
+    multiple=True,
+    metavar="LOW:HIGH",
+    help="Energies that training left out, such as 20:30 (GeV) or 500MeV:2GeV; compared with those beside.",
+)
+@click.option(
+    "--tolerance",
+    multiple=True,
+    metavar="[NAME=]VALUE",
+    help="Smallest difference to be found, in standard deviations, or of one observable.  [default: 0.1]",
+)
 @click.option("--threshold", type=float, help="Cells at or below (MeV) do not count.  [default: the detector's]")
 @click.option("--fast", is_flag=True, help="Leave out classifiers, FPD and KPD.")
 @click.option(
@@ -44,6 +53,9 @@ if TYPE_CHECKING:
 )
 @click.option("--classifier-seeds", type=int, help="Trainings of each, 1 to 5.  [default: 3 of high and trees, 1 of others]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the scorecard to this JSON file.")
+@click.option(
+    "--schema", is_flag=True, is_eager=True, expose_value=False, callback=_print_schema, help="Print the JSON schema of --json."
+)
 @json_option
 def command(
     reference: Path,
@@ -52,6 +64,8 @@ def command(
     bootstrap: int,
     permutations: int,
     energy_bins: str | None,
+    held_out: tuple[str, ...],
+    tolerance: tuple[str, ...],
     threshold: float | None,
     fast: bool,
     classifiers: tuple[str, ...],
@@ -69,6 +83,7 @@ def command(
       minicarlo validate geant4.h5 showers.h5 --json > scorecard.json
       minicarlo validate geant4.h5 showers.h5 --classifier low --classifier cnn
     """
+    from minicarlo.cli._scorecard import summary
     from minicarlo.fidelity import validate
     from minicarlo.fidelity.classifiers import DEFAULT
 
@@ -80,6 +95,8 @@ def command(
             bootstrap=bootstrap,
             permutations=permutations,
             energy_bins=_edges(energy_bins),
+            held_out=[_range(text) for text in held_out],
+            tolerances=dict(_tolerance(text) for text in tolerance),
             threshold_mev=threshold,
             classifiers=classifiers or (() if fast else DEFAULT),
             classifier_seeds=classifier_seeds,
@@ -91,7 +108,7 @@ def command(
     if as_json:
         print_json(json.loads(json.dumps(card.to_dict(), allow_nan=False)))
         return
-    click.echo(_summary(card))
+    click.echo(summary(card))
     for warning in card.warnings:
         say(f"Warning: {warning}")
 
@@ -106,43 +123,22 @@ def _edges(text: str | None) -> list[float] | None:
         raise InvalidConfig(f"--energy-bins {text}: give edges in GeV separated by commas, for example 1,3,10,30,100.") from None
 
 
-def _summary(card: Scorecard) -> str:
-    """The scorecard as text."""
-    rows: list[tuple[str, ...]] = []
-    for name, score in card.observables.items():
-        found = [score.separation_power, score.wasserstein if score.wasserstein else score.deviation]
-        rows.append((name, *(cell for part in found for cell in _cells(part)), format_number(score.p_value), score.verdict))
-    head = ("observable", "separation", "floor", "Wasserstein*", "floor", "p", "verdict")
-    whole: list[tuple[str, ...]] = [
-        ("CERN figure", *_cells(card.cern_error)),
-        ("FPD", *_cells(card.fpd)),
-        ("KPD", *_cells(card.kpd)),
-    ]
-    whole += [
-        (f"classifier AUC, {name}", format_with_error(score.auc, score.error), format_number(score.floor))
-        for name, score in card.classifier.items()
-        if score is not None
-    ]
-    energies: list[tuple[str, ...]] = [
-        (f"{format_number((one.low or 0) / 1000)} - {format_number((one.high or 0) / 1000)}", _ratio(one), _ratio(two))
-        for one, two in zip(card.response, card.resolution, strict=True)
-    ]
-    differing = f": {', '.join(card.differing[:6])}{' ...' if len(card.differing) > 6 else ''}" if card.differing else ""
-    return "\n\n".join(
-        [
-            table(rows, head),
-            "* in standard deviations of the reference; for linearity to correlation the mean relative deviation",
-            table(whole, ("of the whole", "value", "floor")),
-            table(energies, ("energy [GeV]", "response / reference", "resolution / reference")),
-            f"{format_count(card.candidate.events)} events against {format_count(card.reference.events)}, "
-            f"{format_seconds(card.seconds or 0.0)}.\n{card.verdict.capitalize()}{differing}",
-        ]
-    )
+def _range(text: str) -> tuple[float, float]:
+    """(low, high) in MeV from "20:30", "20GeV:30GeV", "500MeV:2GeV"."""
+    parts = [re.fullmatch(r"\s*([0-9.eE+-]+)\s*(MeV|GeV|TeV|)\s*", part) for part in text.split(":")]
+    try:
+        low, high = (float(part[1]) * _MEV[part[2]] for part in parts if part)
+    except ValueError:
+        raise InvalidConfig(
+            f"--held-out {text}: give LOW:HIGH in GeV, or with units, for example 20:30 or 500MeV:2GeV."
+        ) from None
+    return low, high
 
 
-def _cells(score: Score | None) -> tuple[str, str]:
-    return ("-", "-") if score is None else (format_with_error(score.value, score.error), format_number(score.floor))
-
-
-def _ratio(entry: EnergyBin) -> str:
-    return format_with_error(entry.ratio, entry.error)
+def _tolerance(text: str) -> tuple[str, float]:
+    """("wasserstein", 0.05) from "0.05", ("linearity", 0.02) from "linearity=0.02"."""
+    name, _, value = text.rpartition("=")
+    try:
+        return name or "wasserstein", float(value)
+    except ValueError:
+        raise InvalidConfig(f"--tolerance {text}: give a number, or an observable and a number (linearity=0.02).") from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from minicarlo.fidelity import tables
 from minicarlo.fidelity.binning import edges_of
 from minicarlo.fidelity.cern import CernFigure
+from minicarlo.fidelity.conditional import Bins, InBins, Range, interpolation
 from minicarlo.fidelity.definitions import UNITS
+from minicarlo.fidelity.differences import Moments, beyond_chance, deviation_difference, difference, energy_difference
 from minicarlo.fidelity.distances import (
     GRID,
     LAYER_GRID,
@@ -19,6 +22,7 @@ from minicarlo.fidelity.distances import (
     Distance,
     EnergyDependence,
     Float,
+    KolmogorovSmirnov,
     ProfileDeviation,
     SeparationPower,
     Wasserstein,
@@ -26,21 +30,28 @@ from minicarlo.fidelity.distances import (
     grid_edges,
 )
 from minicarlo.fidelity.observables import Measured
-from minicarlo.fidelity.resampling import Resampled, Resamples, family_p_values, resample
+from minicarlo.fidelity.resampling import Resampled, Resamples, resample, resample_all
 from minicarlo.fidelity.scorecard import (
     DIFFERS,
     INDISTINGUISHABLE,
+    NOT_ENOUGH,
+    BinScore,
     CernBin,
     CernScore,
+    Difference,
     Histogram,
+    Interpolation,
     LayerScore,
     ObservableScore,
     Score,
+    Verdict,
 )
+from minicarlo.fidelity.verdicts import TOLERANCES, WASSERSTEIN, Family
 
 OBSERVABLES_ALPHA = 0.03
 """Chance of a false alarm of any observable."""
 
+_BINS = "bins"
 _LAYER_HISTOGRAMS = 5
 _CORRELATED = ("response", "occupancy", "centre_x", "centre_y", "centre_z", "width_x", "width_y", "width_z", "lateral_mean")
 _DEVIATIONS = ("linearity", "resolution", "longitudinal_profile", "lateral_profile", "correlation")
@@ -51,19 +62,28 @@ Progress = Callable[[int, int], None]
 class Comparison:
     """All distances of two measured sets under one set of resamples."""
 
-    def __init__(self, ours: Measured, theirs: Measured, resamples: Resamples, edges: Float) -> None:
+    def __init__(
+        self,
+        ours: Measured,
+        theirs: Measured,
+        resamples: Resamples,
+        edges: Float,
+        tolerances: Mapping[str, float] = TOLERANCES,
+        held_out: Sequence[Range] = (),
+    ) -> None:
         self.ours, self.theirs, self.resamples, self.edges = ours, theirs, resamples, edges
-        bins = np.searchsorted(edges, self.pooled_energy(), side="right") - 1
+        self.tolerances = {**TOLERANCES, **tolerances}
+        self.events = 2 * len(ours) * len(theirs) / (len(ours) + len(theirs))
+        self.bins = Bins.of(ours.energy, theirs.energy, edges, held_out)
         response = self.pooled("response")
-        self.linearity = EnergyDependence.of(response, bins, len(edges) - 1, 1)
-        self.resolution = EnergyDependence.of(response, bins, len(edges) - 1, 2)
+        self.linearity = EnergyDependence.of(response, self.bins.index, len(self.bins), 1)
+        self.resolution = EnergyDependence.of(response, self.bins.index, len(self.bins), 2)
         layers = self.pooled("layer_fraction")
         self.correlated = [*_CORRELATED, *(f"layer_fraction_{layer}" for layer in range(layers.shape[1]))]
         self.correlation = CorrelationDistance.of(
             np.concatenate([np.stack([self.pooled(name) for name in _CORRELATED], axis=1), layers], axis=1)
         )
-        self.found: dict[tuple[str, str], Resampled] = {}
-        self.family: dict[str, list[tuple[Float, Float]]] = {}
+        self.found: dict[str, dict[str, Resampled]] = {}
         self.histograms: dict[str, Histogram] = {}
         self.layer_histograms: dict[str, list[Histogram]] = {}
 
@@ -91,33 +111,121 @@ class Comparison:
             "correlation": self.correlation,
         }
         for name, distance in whole.items():
-            self._keep(name, "deviation", distance)
+            self._keep(name, deviation=distance)
 
-    def scores(self) -> dict[str, ObservableScore]:
+    def family(self) -> Family:
+        """All that was compared, tested together."""
+        return Family({name: list(parts.values()) for name, parts in self.found.items()}, self.events, OBSERVABLES_ALPHA)
+
+    def scores(self, family: Family) -> dict[str, ObservableScore]:
         """A score with its verdict for every observable."""
-        joined = {
-            name: (np.concatenate([value for value, _ in parts]), np.concatenate([null for _, null in parts], axis=1))
-            for name, parts in self.family.items()
-        }
-        p_values = family_p_values(joined)
-        found = {}
-        for name, p_value in p_values.items():
-            parts = {kind: self.found[name, kind] for key, kind in self.found if key == name}
-            fields: dict[str, Any] = {kind: _score(part, -1) for kind, part in parts.items()} | self._means(name)
-            if name.startswith("layer_") or name == "azimuth":
-                columns = len(joined[name][0]) // len(parts) - 1
-                fields["worst_layer"] = _worst(joined[name][0], columns)
-                fields["layers"] = [
-                    LayerScore(layer=k, **{kind: _score(part, k) for kind, part in parts.items()}) for k in range(columns)
-                ]
-            found[name] = ObservableScore(
-                verdict=DIFFERS if p_value < OBSERVABLES_ALPHA else INDISTINGUISHABLE,
-                p_value=p_value,
-                unit=UNITS.get(name, ""),
-                **fields,
+        order = [name for name in _DEVIATIONS if name in self.found] + [name for name in self.found if name not in _DEVIATIONS]
+        return {name: self._score(name, family) for name in order}
+
+    def interpolation(self) -> list[Interpolation]:
+        """Held-out bins beside their neighbours."""
+        return interpolation({name: parts[_BINS] for name, parts in self.found.items() if _BINS in parts}, self.bins)
+
+    def _score(self, name: str, family: Family) -> ObservableScore:
+        parts = {kind: part for kind, part in self.found[name].items() if kind != _BINS}
+        fields: dict[str, Any] = {kind: _score(part, -1) for kind, part in parts.items()} | self._means(name)
+        layered = name in self.ours.values and self.ours.values[name].ndim > 1
+        worst = None
+        if layered:
+            columns = len(parts[WASSERSTEIN].value) - 1
+            worst = _worst(np.concatenate([part.scores()[0] for part in parts.values()]), columns)
+            fields["worst_layer"] = worst
+            fields["layers"] = [
+                LayerScore(layer=k, **{kind: _score(part, k) for kind, part in parts.items()}) for k in range(columns)
+            ]
+        if _BINS in self.found[name]:
+            fields |= self._bin_scores(name, family)
+        differs = family.differs(name)
+        enough = self._needed(parts, self._tolerance(name), family)
+        return ObservableScore(
+            verdict=DIFFERS if differs else NOT_ENOUGH if enough > self.events else INDISTINGUISHABLE,
+            p_value=family.p_values[name],
+            unit=UNITS.get(name, ""),
+            difference=self._difference(name, worst, differs),
+            visible_at=math.ceil(family.visible_at(name)) if differs else None,
+            needed=math.ceil(enough),
+            **fields,
+        )
+
+    def _tolerance(self, name: str) -> float:
+        return self.tolerances.get(name, self.tolerances[WASSERSTEIN])
+
+    def _needed(self, parts: Mapping[str, Resampled], tolerance: float, family: Family) -> float:
+        """Events at which a difference of the tolerance is found: in every layer, or in the mean over bins of energy.
+
+        A Gaussian moved by t standard deviations has the Wasserstein distance t and the Kolmogorov-Smirnov distance
+        t / sqrt(2 pi): whichever finds it first counts. Layers where nothing ever varies do not count.
+        """
+        if "deviation" in parts:
+            return float(family.needed(parts["deviation"], tolerance)[-1])
+        moved = family.needed(parts["kolmogorov_smirnov"], tolerance / math.sqrt(2 * math.pi))
+        needed = np.minimum(family.needed(parts[WASSERSTEIN], tolerance), moved)[: max(1, len(moved) - 1)]
+        return float(needed[np.isfinite(needed)].max(initial=0.0))
+
+    def _bin_scores(self, name: str, family: Family) -> dict[str, Any]:
+        part = self.found[name][_BINS]
+        filled = self.bins.filled
+        scores = part.scores()[0].reshape(len(filled), -1)
+        needed = family.needed(part, self._tolerance(name)).reshape(scores.shape)
+        columns = scores.shape[1]
+        found = []
+        for number in range(len(self.bins)):
+            p_value, value = None, None
+            verdict: Verdict = NOT_ENOUGH
+            if number in filled:
+                row = filled.index(number)
+                p_value = family.p_value(scores[row].max())
+                enough = needed[row, : max(1, columns - 1)]
+                enough = enough[np.isfinite(enough)].max(initial=0.0) <= self.events
+                verdict = DIFFERS if p_value < family.alpha else INDISTINGUISHABLE if enough else NOT_ENOUGH
+                value, _ = beyond_chance(part, row * columns + columns - 1)
+            found.append(
+                BinScore(
+                    low=self.edges[number],
+                    high=self.edges[number + 1],
+                    events=int(self.bins.events[number]),
+                    p_value=p_value,
+                    verdict=verdict,
+                    wasserstein=value,
+                    held_out=bool(self.bins.held_out[number]),
+                )
             )
-        order = [name for name in _DEVIATIONS if name in found] + [name for name in found if name not in _DEVIATIONS]
-        return {name: found[name] for name in order}
+        return {"bins": found, "worst_bin": filled[int(scores.max(axis=1).argmax())]}
+
+    def _difference(self, name: str, worst: int | None, differs: bool) -> Difference:
+        parts = self.found[name]
+        if name in ("linearity", "resolution"):
+            distance = self.linearity if name == "linearity" else self.resolution
+            table = tables.energy_table(distance, self.resamples, self.edges)
+            ratio, error = (np.array([getattr(row, key) or np.nan for row in table]) for key in ("ratio", "error"))
+            place = int(parts["deviation"].scores()[0][: len(table)].argmax())
+            return energy_difference("response" if name == "linearity" else name, ratio, error, self.edges, place)
+        if name == "correlation":
+            return deviation_difference(parts["deviation"], "", "coefficients {} off on average")
+        if name.endswith("_profile"):
+            where = "layer" if name == "longitudinal_profile" else "ring"
+            return deviation_difference(parts["deviation"], "%", f"mean energy per {where} {{}} off on average")
+        shape = beyond_chance(parts["kolmogorov_smirnov"], -1 if worst is None else worst) if differs else None
+        if name == "cell_energy":
+            return difference(Moments(self._cell_sums()), self.resamples, "", "", shape)
+        values = self.pooled(name)
+        where = "" if worst is None else f"{'sector' if name == 'azimuth' else 'layer'} {worst}: "
+        unit = {"mm": "mm", "layer": "layers"}.get(UNITS[name], "")
+        return difference(Moments.of(values if worst is None else values[:, worst]), self.resamples, unit, where, shape)
+
+    def _cell_sums(self) -> Float:
+        """Number of cells, sum of E and of E^2 per event."""
+        rows = []
+        for measured in (self.ours, self.theirs):
+            cells, event = measured.cells.astype(np.float64), _events_of_cells(measured)
+            sums = [np.bincount(event, weights, minlength=len(measured)) for weights in (cells, cells**2)]
+            rows.append(np.stack([np.diff(measured.offsets), *sums], axis=1))
+        return np.concatenate(rows).astype(np.float64)
 
     def cern(self) -> CernScore | None:
         """The CERN figure in the bins of energy and in all; None when the sets are too small."""
@@ -125,15 +233,7 @@ class Comparison:
         figure = CernFigure.of(self.ours, self.theirs, [None, *bins] if len(bins) > 1 else [None])
         if not figure.bins:
             return None
-        nothing = Resamples(
-            self.resamples.permutations[:1],
-            self.resamples.bootstrap_reference,
-            self.resamples.bootstrap_candidate,
-            self.resamples.halves,
-            self.resamples.matching,
-            self.resamples.shared,
-        )
-        found = resample(figure, nothing)
+        found = resample(figure, self.resamples, permute=False)
         moments = _score(found, 0)
         return CernScore(
             **moments.model_dump(),
@@ -153,10 +253,13 @@ class Comparison:
         ours, theirs = (measured.values[name].reshape(len(measured), -1) for measured in (self.ours, self.theirs))
         edges = [edges_of(name, column, self.ours.threshold_mev) for column in ours.T]
         pooled = np.concatenate([ours, theirs])
-        self._keep(name, "separation_power", SeparationPower.of(pooled, edges))
-        grid = GRID if len(edges) == 1 else LAYER_GRID
-        self._keep(name, "wasserstein", Wasserstein.of(pooled, ours.std(axis=0, dtype=np.float64), grid))
-        made = [tables.histogram(ours[:, k], theirs[:, k], edges[k], UNITS[name]) for k in range(len(edges))]
+        wasserstein = Wasserstein.of(pooled, ours.std(axis=0, dtype=np.float64), GRID if len(edges) == 1 else LAYER_GRID)
+        separation = SeparationPower.of(pooled, edges)
+        self._keep(name, separation_power=separation)
+        self._keep(name, wasserstein=wasserstein, kolmogorov_smirnov=KolmogorovSmirnov(wasserstein))
+        if self.bins.filled:
+            self._keep(name, **{_BINS: InBins.of(ours, theirs, self.bins)})
+        made = self._histograms(separation, edges, UNITS[name])
         if len(made) == 1:
             self.histograms[name] = made[0]
             return
@@ -168,30 +271,42 @@ class Comparison:
     def _cells(self) -> None:
         """Distances of the spectrum of cells; resampled by event, since cells of one shower go together."""
         edges = edges_of("cell_energy", self.ours.cells, self.ours.threshold_mev)
-        spectrum = tables.histogram(self.ours.cells, self.theirs.cells, edges, UNITS["cell_energy"])
-        (below, above), (their_below, their_above) = spectrum.reference_outside, spectrum.candidate_outside
-        spectrum.reference_outside = (below + int(self.ours.unlit.sum()), above)
-        spectrum.candidate_outside = (their_below + int(self.theirs.unlit.sum()), their_above)
-        self.histograms["cell_energy"] = spectrum
         logarithms = [np.log10(measured.cells.astype(np.float64)) for measured in (self.ours, self.theirs)]
-        if min(map(len, logarithms)) < 2:
-            return
         step = max(1, sum(map(len, logarithms)) // 1_000_000)
         grid = grid_edges(np.concatenate([part[::step] for part in logarithms]), GRID)
         widths = np.diff(grid)[None] / (logarithms[0].std() or 1.0)
         binned, fine = [], []
         for measured, values in zip((self.ours, self.theirs), logarithms, strict=True):
-            event = np.repeat(np.arange(len(measured)), np.diff(measured.offsets))
+            event = _events_of_cells(measured)
             binned.append(_counts(event, bin_index(measured.cells, edges), len(measured), len(edges) + 1))
             place = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, GRID - 1)
             fine.append(_counts(event, place, len(measured), GRID))
-        self._keep("cell_energy", "separation_power", SeparationPower(np.concatenate(binned), len(edges) + 1))
-        self._keep("cell_energy", "wasserstein", Wasserstein(np.concatenate(fine), widths))
+        wasserstein = Wasserstein(np.concatenate(fine), widths)
+        separation = SeparationPower(np.concatenate(binned), len(edges) + 1)
+        (spectrum,) = self._histograms(separation, [edges], UNITS["cell_energy"])
+        (below, above), (their_below, their_above) = spectrum.reference_outside, spectrum.candidate_outside
+        spectrum.reference_outside = (below + int(self.ours.unlit.sum()), above)
+        spectrum.candidate_outside = (their_below + int(self.theirs.unlit.sum()), their_above)
+        self.histograms["cell_energy"] = spectrum
+        self._keep("cell_energy", separation_power=separation)
+        self._keep("cell_energy", wasserstein=wasserstein, kolmogorov_smirnov=KolmogorovSmirnov(wasserstein))
 
-    def _keep(self, name: str, kind: str, distance: Distance) -> None:
-        found = resample(distance, self.resamples)
-        self.found[name, kind] = found
-        self.family.setdefault(name, []).append(found.scores(distance.power))
+    def _histograms(self, separation: SeparationPower, edges: Sequence[Float], unit: str) -> list[Histogram]:
+        """The histograms that the separation power compares."""
+        n = len(self.ours)
+        sums = [
+            np.asarray(part.sum(axis=0, dtype=np.float64)).reshape(len(edges), -1)
+            for part in (separation.features[:n], separation.features[n:])
+        ]
+        return [
+            tables.histogram(ours[: len(edge) + 1], theirs[: len(edge) + 1], edge, unit)
+            for ours, theirs, edge in zip(*sums, edges, strict=True)
+        ]
+
+    def _keep(self, name: str, **distances: Distance) -> None:
+        """Resample distances that share their features."""
+        found = resample_all(list(distances.values()), self.resamples)
+        self.found.setdefault(name, {}).update(zip(distances, found, strict=True))
 
     def _means(self, name: str) -> dict[str, float]:
         if name == "cell_energy":
@@ -213,6 +328,11 @@ def _score(part: Resampled, column: int) -> Score:
 def _worst(scores: Float, columns: int) -> int:
     """The column with the largest score in any distance; each distance has its columns and then their mean."""
     return int(scores.reshape(-1, columns + 1)[:, :columns].max(axis=0).argmax())
+
+
+def _events_of_cells(measured: Measured) -> NDArray[np.int64]:
+    """The number of the event of every cell."""
+    return np.repeat(np.arange(len(measured)), np.diff(measured.offsets))
 
 
 def _counts(event: NDArray[np.int64], place: NDArray[np.int64], events: int, bins: int) -> NDArray[np.float32]:

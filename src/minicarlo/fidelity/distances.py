@@ -25,6 +25,8 @@ LAYER_GRID = 128
 class Distance(Protocol):
     """`features`: (N, M) over the pooled events, reference first; called with two (B, M) sums it gives (B, C) distances.
 
+    Where there is a column per layer (sector, bin), their mean is the last.
+
     `power`: how the distance between two samples of one population falls with their sizes, (1/n + 1/m) ** power.
     """
 
@@ -59,7 +61,21 @@ def bin_index(values: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
 
 def grid_edges(values: NDArray[np.floating], intervals: int) -> Float:
     """Edges at quantiles of the values: most where most of them are."""
-    ordered = np.sort(values.astype(np.float64))
+    return _quantile_edges(np.sort(values.astype(np.float64)), intervals)
+
+
+def on_grid(values: NDArray[np.floating], intervals: int) -> tuple[Float, NDArray[np.int32]]:
+    """`grid_edges` of (N,) values, and the interval [edge, next edge) that each of them lies in."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order].astype(np.float64)
+    edges = _quantile_edges(ordered, intervals)
+    starts = np.searchsorted(ordered, edges[:-1], side="left")
+    place = np.empty(len(values), np.int32)
+    place[order] = np.cumsum(np.bincount(starts, minlength=len(values))) - 1
+    return edges, place
+
+
+def _quantile_edges(ordered: Float, intervals: int) -> Float:
     edges = ordered[np.linspace(0, len(ordered) - 1, intervals + 1).round().astype(np.int64)]
     edges[-1] = np.nextafter(edges[-1], np.inf)
     return edges
@@ -82,7 +98,7 @@ class SeparationPower:
 
     def __call__(self, first: Float, second: Float) -> Float:
         shape = (len(first), -1, self.bins)
-        return separation_power(first.reshape(shape), second.reshape(shape))
+        return _with_mean(separation_power(first.reshape(shape), second.reshape(shape)))
 
 
 @dataclass
@@ -98,16 +114,45 @@ class Wasserstein:
         """One distance per column of `values`, divided by `scales` (those that are zero count as one)."""
         index, widths = [], []
         for column, scale in zip(_columns(values).T, np.atleast_1d(scales), strict=True):
-            edges = grid_edges(column, intervals)
-            index.append(np.clip(np.searchsorted(edges, column, side="right") - 1, 0, intervals - 1))
+            edges, place = on_grid(column, intervals)
+            index.append(place)
             widths.append(np.diff(edges) / (scale or 1.0))
         return cls(one_hot(np.stack(index, axis=1), intervals), np.stack(widths))
 
-    def __call__(self, first: Float, second: Float) -> Float:
+    def gap(self, first: Float, second: Float) -> Float:
+        """Difference of the cumulative distributions at the upper edges of the grid, (B, L, intervals)."""
         shape = (len(first), *self.widths.shape)
-        gap = np.cumsum(_normalise(first.reshape(shape)) - _normalise(second.reshape(shape)), axis=-1)
-        before = np.concatenate([np.zeros_like(gap[..., :1]), gap[..., :-1]], axis=-1)
-        return np.asarray(np.sum((np.abs(gap) + np.abs(before)) / 2 * self.widths, axis=-1))
+        return np.asarray(np.cumsum(_normalise(first.reshape(shape)) - _normalise(second.reshape(shape)), axis=-1))
+
+    def columns(self, first: Float, second: Float) -> Float:
+        """The distances without their mean."""
+        gap = np.abs(self.gap(first, second))
+        gap[..., 1:] = (gap[..., 1:] + gap[..., :-1]) / 2
+        gap[..., 0] /= 2
+        return np.asarray(np.einsum("blk,lk->bl", gap, self.widths))
+
+    def __call__(self, first: Float, second: Float) -> Float:
+        return _with_mean(self.columns(first, second))
+
+
+@dataclass
+class KolmogorovSmirnov:
+    """Largest difference of the cumulative distributions, at the edges of the grid of a Wasserstein distance.
+
+    Between two edges the distributions may be further apart, by less than either's share of events there: twice a part in
+    `GRID` of the pooled events, 0.4 % (1.6 % per layer), when the sets are of one size. Values that repeat lie on edges, so
+    that counts are exact.
+    """
+
+    wasserstein: Wasserstein
+    power: float = 0.5
+
+    @property
+    def features(self) -> sparse.csr_matrix | NDArray[np.floating]:
+        return self.wasserstein.features
+
+    def __call__(self, first: Float, second: Float) -> Float:
+        return _with_mean(np.abs(self.wasserstein.gap(first, second)).max(axis=-1))
 
 
 @dataclass
@@ -163,14 +208,14 @@ class EnergyDependence:
             return np.asarray(self.figure(second) / self.figure(first))
 
     def __call__(self, first: Float, second: Float) -> Float:
-        return np.nan_to_num(np.abs(self.ratio(first, second) - 1), nan=0.0, posinf=0.0)
+        return _with_mean(np.nan_to_num(np.abs(self.ratio(first, second) - 1), nan=0.0, posinf=0.0))
 
 
 @dataclass
 class CorrelationDistance:
     """Mean |difference| of the Pearson coefficients of all pairs of K quantities."""
 
-    features: NDArray[np.float64]
+    features: NDArray[np.float32]
     quantities: int
     power: float = 0.5
 
@@ -179,8 +224,12 @@ class CorrelationDistance:
         """`values`: (N, K)."""
         scaled = values.astype(np.float64)
         scaled = (scaled - scaled.mean(axis=0)) / np.maximum(scaled.std(axis=0), 1e-300)
-        rows, columns = np.triu_indices(scaled.shape[1])
-        return cls(np.concatenate([with_count(scaled), scaled[:, rows] * scaled[:, columns]], axis=1), scaled.shape[1])
+        k = scaled.shape[1]
+        rows, columns = np.triu_indices(k)
+        features = np.ones((len(scaled), 1 + k + len(rows)), np.float32)
+        features[:, 1 : k + 1] = scaled
+        np.multiply(features[:, 1 + rows], features[:, 1 + columns], out=features[:, k + 1 :])
+        return cls(features, k)
 
     def matrix(self, sums: Float) -> Float:
         """Pearson matrix of every row of sums, (B, K, K)."""
@@ -199,10 +248,10 @@ class CorrelationDistance:
         return np.asarray(gap.mean(axis=1, keepdims=True))
 
 
-def one_hot(index: NDArray[np.int64], bins: int) -> sparse.csr_matrix:
+def one_hot(index: NDArray[np.integer], bins: int) -> sparse.csr_matrix:
     """(N, L) bin numbers as an (N, L * bins) matrix of zeros and ones."""
     rows, columns = index.shape
-    flat = (index + bins * np.arange(columns)).ravel()
+    flat = (index + bins * np.arange(columns)).astype(np.int32).ravel()
     starts = np.arange(rows + 1) * columns
     return sparse.csr_matrix((np.ones(flat.size, np.float32), flat, starts), shape=(rows, columns * bins))
 
@@ -218,3 +267,9 @@ def _columns(values: NDArray[np.floating]) -> NDArray[np.floating]:
 
 def _normalise(histogram: Float) -> Float:
     return np.asarray(histogram / np.maximum(histogram.sum(axis=-1, keepdims=True), 1e-300))
+
+
+def _with_mean(columns: Float) -> Float:
+    if columns.shape[1] == 1:
+        return columns
+    return np.concatenate([columns, columns.mean(axis=1, keepdims=True)], axis=1)

@@ -1,9 +1,10 @@
-"""Uncertainty, floor and verdict of a distance, all from the same events with other weights."""
+"""Uncertainty, floor and null distribution of a distance, all from the same events with other weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,17 @@ class Resamples:
     halves: Weights
     matching: Float
     shared: Float
+
+    @cached_property
+    def blocks(self) -> dict[str, list[NDArray[np.float32]]]:
+        """Columns of weights as they are multiplied: (events, at most `_BLOCK`) each, by name; halves as two."""
+        return {
+            "permutations": _blocks(self.permutations),
+            "bootstrap_reference": _blocks(self.bootstrap_reference),
+            "bootstrap_candidate": _blocks(self.bootstrap_candidate),
+            "first_half": _blocks(self.halves == 1),
+            "second_half": _blocks(self.halves == 2),
+        }
 
     @classmethod
     def draw(
@@ -72,65 +84,79 @@ class Resamples:
 
 @dataclass
 class Resampled:
-    """A distance with what belongs to it; C columns, and when C > 1 their mean as one more."""
+    """A distance of C columns with what belongs to it.
+
+    `null` (P, C): the distances of the permutations; `replicas` (B, C): those of the bootstrap.
+    """
 
     value: Float
     error: Float
     floor: Float
     null: Float
+    replicas: Float
+    power: float
 
-    def scores(self, power: float) -> tuple[Float, Float]:
+    def scores(self) -> tuple[Float, Float]:
         """How many standard deviations the value (C,) and every permutation (P, C) lie above the mean of the permutations.
 
         On a scale where the null distribution is nearly Gaussian: the cube root of what is quadratic (Wilson and Hilferty).
         """
-        every = np.concatenate([self.value[None], self.null]) ** (power**-1 / 3 if power < 1 else 1 / 3)
+        every = self.quadratic(np.concatenate([self.value[None], self.null])) ** (1 / 3)
         spread = every.std(axis=0)
         scores = np.where(spread > 1e-12, (every - every.mean(axis=0)) / np.where(spread > 0, spread, 1), 0.0)
         return scores[0], scores[1:]
 
+    def quadratic(self, distances: Float) -> Float:
+        """The distances to the power that makes them quadratic in a small difference."""
+        return distances ** (1 / self.power)
 
-def resample(distance: Distance, resamples: Resamples) -> Resampled:
-    """Value, bootstrap error, floor and permutation null of a distance."""
-    features = distance.features
+
+def resample(distance: Distance, resamples: Resamples, *, permute: bool = True) -> Resampled:
+    """Value, bootstrap replicas and error, floor and permutation null (empty without `permute`) of a distance."""
+    return resample_all([distance], resamples, permute=permute)[0]
+
+
+def resample_all(distances: Sequence[Distance], resamples: Resamples, *, permute: bool = True) -> list[Resampled]:
+    """`resample` for distances that share their features, whose sums are then taken once."""
+    features = distances[0].features
     n = resamples.bootstrap_reference.shape[1]
     m = features.shape[0] - n
     same = bool(np.all(resamples.matching == 1))
     playing_ours = features if same else _scaled(features, resamples.shared)
     playing_theirs = features if same else _scaled(features, resamples.matching)
     ours, theirs = _transposed(playing_ours[:n]), _transposed(playing_theirs[n:])
-    pooled = [_transposed(part) for part in ([playing_ours] if same else [playing_ours, playing_theirs])]
-    total = _total(playing_theirs)
-
-    value = _with_mean(distance(_total(playing_ours[:n]), _total(playing_theirs[n:])))[0]
+    value = _all(distances, _total(playing_ours[:n]), _total(playing_theirs[n:]))
+    blocks = resamples.blocks
     replicas = [
-        _with_mean(distance(_sums(ours, one), _sums(theirs, two)))
-        for one, two in _blocks(resamples.bootstrap_reference, resamples.bootstrap_candidate)
+        _all(distances, _sums(ours, one), _sums(theirs, two))
+        for one, two in zip(blocks["bootstrap_reference"], blocks["bootstrap_candidate"], strict=True)
     ]
-    halves = [_with_mean(distance(_sums(ours, one == 1), _sums(ours, one == 2))) for (one,) in _blocks(resamples.halves)]
+    halves = [
+        _all(distances, _sums(ours, one), _sums(ours, two))
+        for one, two in zip(blocks["first_half"], blocks["second_half"], strict=True)
+    ]
     null = []
-    for (labels,) in _blocks(resamples.permutations):
-        sums = [_sums(part, labels) for part in pooled]
-        null.append(_with_mean(distance(sums[0], total - sums[-1])))
-    shrink = ((1 / n + 1 / m) / (2 / (n // 2))) ** distance.power
-    return Resampled(
-        value=value,
-        error=np.concatenate(replicas).std(axis=0, ddof=1),
-        floor=np.concatenate(halves).mean(axis=0) * shrink,
-        null=np.concatenate(null),
-    )
-
-
-def family_p_values(scores: dict[str, tuple[Float, Float]]) -> dict[str, float]:
-    """Permutation p-value of each member, adjusted for the number of members (Westfall and Young, single-step max-T).
-
-    `scores`: name to scores of the value (C,) and of the permutations (P, C). The largest column stands for the member. The
-    chance that any member of two samples of one population falls below p is p.
-    """
-    largest = np.max([null.max(axis=1) for _, null in scores.values()], axis=0)
-    return {
-        name: float((1 + np.count_nonzero(largest >= value.max())) / (1 + len(largest))) for name, (value, _) in scores.items()
-    }
+    if permute:
+        pooled = [_transposed(part) for part in ([playing_ours] if same else [playing_ours, playing_theirs])]
+        total = _total(playing_theirs)
+        for labels in blocks["permutations"]:
+            sums = [_sums(part, labels) for part in pooled]
+            null.append(_all(distances, sums[0], total - sums[-1]))
+    found = []
+    for k, distance in enumerate(distances):
+        boot = np.concatenate([part[k] for part in replicas])
+        shrink = ((1 / n + 1 / m) / (2 / (n // 2))) ** distance.power
+        found.append(
+            Resampled(
+                value=value[k][0],
+                error=boot.std(axis=0, ddof=1),
+                floor=np.concatenate([part[k] for part in halves]).mean(axis=0) * shrink,
+                null=np.concatenate([part[k] for part in null]) if permute else np.empty((0, boot.shape[1])),
+                replicas=boot,
+                power=distance.power,
+            )
+        )
+    return found
 
 
 def _draws(random: np.random.Generator, number: int, strata: NDArray[np.int64]) -> Weights:
@@ -160,17 +186,13 @@ def _transposed(features: Any) -> Any:  # noqa: ANN401 - dense or sparse
     return features.T.tocsr() if hasattr(features, "tocsr") else np.ascontiguousarray(features.T)
 
 
-def _sums(transposed: Any, weights: Weights | NDArray[np.bool_]) -> Float:  # noqa: ANN401
-    dense = np.ascontiguousarray(weights.T, dtype=transposed.dtype)
-    return np.ascontiguousarray((transposed @ dense).T, dtype=np.float64)
+def _sums(transposed: Any, weights: NDArray[np.float32]) -> Float:  # noqa: ANN401
+    return np.ascontiguousarray((transposed @ weights).T, dtype=np.float64)
 
 
-def _blocks(*weights: Weights) -> Iterator[tuple[Weights, ...]]:
-    for start in range(0, len(weights[0]), _BLOCK):
-        yield tuple(rows[start : start + _BLOCK] for rows in weights)
+def _blocks(weights: Weights | NDArray[np.bool_]) -> list[NDArray[np.float32]]:
+    return [np.ascontiguousarray(weights[start : start + _BLOCK].T, dtype=np.float32) for start in range(0, len(weights), _BLOCK)]
 
 
-def _with_mean(columns: Float) -> Float:
-    if columns.shape[1] == 1:
-        return columns
-    return np.concatenate([columns, columns.mean(axis=1, keepdims=True)], axis=1)
+def _all(distances: Sequence[Distance], first: Float, second: Float) -> list[Float]:
+    return [distance(first, second) for distance in distances]

@@ -223,6 +223,38 @@ class Headline(_Part):
     """The same for people."""
 
 
+class Interpolated(_Part):
+    """A Wasserstein distance in a held-out bin and in those beside it, both beyond what chance gives."""
+
+    held_out: Number
+    """In the bin that training left out, in the reference's standard deviation there."""
+    held_out_error: Number
+    """Its bootstrap error."""
+    beside: Number
+    """Mean of the bins beside it."""
+    beside_error: Number
+    """Its bootstrap error."""
+
+
+class Interpolation(_Part):
+    """How the candidate fares at energies that training left out."""
+
+    low: Number
+    """MeV."""
+    high: Number
+    """MeV."""
+    events: int
+    """Events of the smaller of the two sets in this bin."""
+    mean: Interpolated
+    """Mean over all observables."""
+    observables: dict[str, Interpolated]
+    """Every observable measured per event."""
+    worst: str
+    """The observable that is most significantly worse than beside."""
+    words: str
+    """The same for people."""
+
+
 class EnergyBin(_Part):
     """Candidate over reference in one bin of incident energy, and both by themselves."""
 
@@ -390,6 +422,8 @@ class Scorecard(_Part):
     """What is judged."""
     headline: Headline | None = None
     """How many Monte Carlo events the error is worth; null when no difference was found."""
+    interpolation: list[Interpolation] = Field(default_factory=list)
+    """Bins of incident energy that training left out (`--held-out`)."""
     manifold: Manifold | None = None
     """Precision, recall, density, coverage."""
     settings: dict[str, Any] = Field(default_factory=dict)

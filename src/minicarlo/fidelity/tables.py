@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import nnls
 
-from minicarlo.fidelity.distances import CorrelationDistance, EnergyDependence, Float, bin_index
+from minicarlo.fidelity.distances import CorrelationDistance, EnergyDependence, Float
 from minicarlo.fidelity.observables import Measured, layer_depths, ring_radii
 from minicarlo.fidelity.resampling import Resamples
 from minicarlo.fidelity.scorecard import BinProfiles, Correlations, EnergyBin, Histogram, ImagePair, Profile, ResolutionFit
@@ -16,15 +16,15 @@ _BLOCK = 50
 
 
 def histogram(reference: NDArray[np.floating], candidate: NDArray[np.floating], edges: Float, unit: str) -> Histogram:
-    """Counts of both in one set of bins."""
-    counts = [np.bincount(bin_index(values, edges), minlength=len(edges) + 1) for values in (reference, candidate)]
+    """From counts of both (len(edges) + 1,), those below the edges first and those above last."""
+    ours, theirs = (np.rint(counts).astype(int).tolist() for counts in (reference, candidate))
     return Histogram(
         edges=edges.tolist(),
-        reference=counts[0][1:-1].tolist(),
-        candidate=counts[1][1:-1].tolist(),
+        reference=ours[1:-1],
+        candidate=theirs[1:-1],
         unit=unit,
-        reference_outside=(int(counts[0][0]), int(counts[0][-1])),
-        candidate_outside=(int(counts[1][0]), int(counts[1][-1])),
+        reference_outside=(ours[0], ours[-1]),
+        candidate_outside=(theirs[0], theirs[-1]),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,13 @@ from minicarlo.fidelity import tables
 from minicarlo.fidelity.binning import energy_edges
 from minicarlo.fidelity.classifiers import CLASSIFIERS_ALPHA, DEFAULT, METHODS, check_classifiers, classifier_score
 from minicarlo.fidelity.comparison import OBSERVABLES_ALPHA, Comparison, Progress
+from minicarlo.fidelity.conditional import FEWEST as FEWEST_IN_BIN
+from minicarlo.fidelity.conditional import Range, with_ranges
 from minicarlo.fidelity.multivariate import fpd_score, kpd_score
 from minicarlo.fidelity.observables import Measured, high_level_features, measure
 from minicarlo.fidelity.resampling import Resamples
-from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, ClassifierScore, Sample, Scorecard
+from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, NOT_ENOUGH, ClassifierScore, Interpolation, Sample, Scorecard
+from minicarlo.fidelity.verdicts import POWER, TOLERANCES, headline
 
 FEWEST = 50
 """Events needed on either side."""
@@ -35,6 +38,8 @@ def validate(
     bootstrap: int = 100,
     permutations: int = 300,
     energy_bins: Sequence[float] | None = None,
+    held_out: Sequence[Range] = (),
+    tolerances: Mapping[str, float] = TOLERANCES,
     threshold_mev: float | None = None,
     classifiers: Sequence[str] = DEFAULT,
     classifier_seeds: int | None = None,
@@ -46,7 +51,11 @@ def validate(
     Arguments:
         seed: of resampling and classifiers; the same call gives the same numbers.
         bootstrap: replicas for standard errors. permutations: of events between the sets, for verdicts (at least 99).
-        energy_bins: edges in MeV for response, resolution and the CERN figure; default logarithmic over the sets' range.
+        energy_bins: edges in MeV of the bins of incident energy; default logarithmic over the sets' range.
+        held_out: ranges (low, high) of incident energy in MeV that training left out; each becomes a bin, unless
+            `energy_bins` are given, of which it marks those inside it.
+        tolerances: differences that must have been found before a verdict says "indistinguishable"; an observable's name, or
+            "wasserstein" for those that have none of their own (`TOLERANCES`).
         threshold_mev: cells at or below do not count; default the detector's readout threshold.
         classifiers: which to train, of "high", "trees" and, with PyTorch, "dnn-high", "low" and "cnn".
         classifier_seeds: trainings of each, 1 to 5; default three of "high" and "trees", one of the others.
@@ -57,7 +66,7 @@ def validate(
     MissingExtra for a classifier that needs PyTorch where there is none.
     """
     started = time.monotonic()
-    _check_settings(bootstrap, permutations, energy_bins, threshold_mev)
+    _check_settings(bootstrap, permutations, energy_bins, held_out, threshold_mev)
     check_classifiers(classifiers, classifier_seeds)
     steps = Steps(progress)
     ours = measure(reference, threshold_mev, progress=steps.part(0, 35))
@@ -69,6 +78,8 @@ def validate(
         bootstrap=bootstrap,
         permutations=permutations,
         energy_bins=energy_bins,
+        held_out=held_out,
+        tolerances=tolerances,
         classifiers=classifiers,
         classifier_seeds=classifier_seeds,
         feature_distances=feature_distances,
@@ -88,6 +99,8 @@ def compare(
     bootstrap: int = 100,
     permutations: int = 300,
     energy_bins: Sequence[float] | None = None,
+    held_out: Sequence[Range] = (),
+    tolerances: Mapping[str, float] = TOLERANCES,
     classifiers: Sequence[str] = (),
     classifier_seeds: int | None = None,
     feature_distances: bool = False,
@@ -95,16 +108,22 @@ def compare(
 ) -> Scorecard:
     """`validate` for sets that are measured already, the reference first; by default what is quick."""
     started = time.monotonic()
-    _check_settings(bootstrap, permutations, energy_bins, ours.threshold_mev)
+    _check_settings(bootstrap, permutations, energy_bins, held_out, ours.threshold_mev)
+    _check_tolerances(tolerances, ours)
     check_classifiers(classifiers, classifier_seeds)
     _check_compatible(ours, theirs)
     steps = Steps(progress)
-    edges = np.asarray(energy_bins, np.float64) if energy_bins is not None else energy_edges(ours.energy, theirs.energy)
+    if energy_bins is None:
+        edges = with_ranges(energy_edges(ours.energy, theirs.energy), held_out)
+    else:
+        edges = np.asarray(energy_bins, np.float64)
     resamples = Resamples.draw(
         ours.strata, theirs.strata, permutations=permutations, bootstrap=bootstrap, halves=_HALVES, seed=seed
     )
-    comparison = Comparison(ours, theirs, resamples, edges)
+    comparison = Comparison(ours, theirs, resamples, edges, tolerances, held_out)
     comparison.compare(steps.part(0, 50))
+    family = comparison.family()
+    interpolated = comparison.interpolation()
     features = high_level_features(ours), high_level_features(theirs)
     scores: dict[str, ClassifierScore | None] = dict.fromkeys(METHODS)
     classifier_alpha = CLASSIFIERS_ALPHA / max(len(classifiers), 1)
@@ -116,7 +135,7 @@ def compare(
     steps.part(85, 100)(0, 1)
     card = Scorecard(
         verdict=INDISTINGUISHABLE,
-        observables=comparison.scores(),
+        observables=comparison.scores(family),
         classifier=scores,
         fpd=fpd_score(*features, seed) if feature_distances else None,
         kpd=kpd_score(*features, seed) if feature_distances else None,
@@ -134,17 +153,25 @@ def compare(
         threshold_mev=ours.threshold_mev,
         reference=_sample(ours),
         candidate=_sample(theirs),
+        headline=headline(family),
+        interpolation=interpolated,
         settings={
             "seed": seed,
             "bootstrap": bootstrap,
             "permutations": permutations,
             "energy_bins_mev": [float(f"{edge:.7g}") for edge in edges],
+            "held_out_mev": [list(limits) for limits in held_out],
+            "tolerances": dict(comparison.tolerances),
+            "power": POWER,
             "observables_alpha": OBSERVABLES_ALPHA,
             "classifier_alpha": classifier_alpha,
         },
-        warnings=_warnings(ours, theirs),
+        warnings=_warnings(ours, theirs) + _not_judged(held_out, interpolated),
     )
-    card.verdict = DIFFERS if card.differing else INDISTINGUISHABLE
+    if card.differing:
+        card.verdict = DIFFERS
+    elif any(score.verdict == NOT_ENOUGH for score in card.observables.values()):
+        card.verdict = NOT_ENOUGH
     card.seconds = round(time.monotonic() - started, 2)
     steps.part(0, 100)(1, 1)
     return card
@@ -201,15 +228,45 @@ def _warnings(ours: Measured, theirs: Measured) -> list[str]:
     return found
 
 
-def _check_settings(bootstrap: int, permutations: int, energy_bins: Sequence[float] | None, threshold: float | None) -> None:
+def _not_judged(held_out: Sequence[Range], found: Sequence[Interpolation]) -> list[str]:
+    """A warning for every held-out range that no bin stands for."""
+    return [
+        f"Held out from {low / 1000:g} to {high / 1000:g} GeV is not judged: there, or beside it, either set has fewer than "
+        f"{FEWEST_IN_BIN} events."
+        for low, high in held_out
+        if not any(part.low and part.high and low <= 1.001 * part.low and part.high <= 1.001 * high for part in found)
+    ]
+
+
+def _check_settings(
+    bootstrap: int,
+    permutations: int,
+    energy_bins: Sequence[float] | None,
+    held_out: Sequence[Range],
+    threshold: float | None,
+) -> None:
     if bootstrap < 10 or permutations < 99:
         raise InvalidConfig(f"{bootstrap} bootstrap replicas and {permutations} permutations are too few: use 10 and 99 or more.")
     if energy_bins is not None and (
         len(energy_bins) < 2 or np.any(np.diff(energy_bins) <= 0) or not np.all(np.isfinite(energy_bins))
     ):
         raise InvalidConfig(f"Energy bins {list(energy_bins)} are no edges: give two or more energies in MeV, rising.")
+    for low, high in held_out:
+        if not (0 < low < high < np.inf):
+            raise InvalidConfig(f"Held out from {low:g} to {high:g} MeV is no range: give a lower and a higher energy.")
     if threshold is not None and not (np.isfinite(threshold) and threshold >= 0):
         raise InvalidConfig(f"A threshold of {threshold} MeV is impossible: give zero or more.")
+
+
+def _check_tolerances(tolerances: Mapping[str, float], measured: Measured) -> None:
+    known = {*TOLERANCES, *measured.values, "cell_energy"}
+    if unknown := set(tolerances) - known:
+        raise InvalidConfig(
+            f"No observable {', '.join(sorted(unknown))} to set a tolerance for: choose from {', '.join(sorted(known))}."
+        )
+    for name, value in tolerances.items():
+        if not (0 < value < np.inf):
+            raise InvalidConfig(f"A tolerance of {value} for {name} is impossible: give a number above zero.")
 
 
 def _check_compatible(ours: Measured, theirs: Measured) -> None:
@@ -222,6 +279,11 @@ def _check_compatible(ours: Measured, theirs: Measured) -> None:
         if len(measured) < FEWEST:
             raise IncompatibleEventSets(
                 f"The {who} has {len(measured)} events; a comparison needs {FEWEST} or more on either side."
+            )
+        if measured.empty == len(measured):
+            raise IncompatibleEventSets(
+                f"No event of the {who} has a cell above the threshold of {measured.threshold_mev:g} MeV: there is nothing to "
+                "compare. Are its energies in MeV? --threshold sets another one."
             )
     one, two = (np.log(measured.energy.astype(np.float64)) for measured in (ours, theirs))
     span = max(one.max(), two.max()) - min(one.min(), two.min())

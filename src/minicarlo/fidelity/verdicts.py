@@ -1,0 +1,154 @@
+"""What may be said of an observable: whether it differs, and how many events it takes to say so.
+
+Distances are compared on their quadratic scale Q (`Resampled.quadratic`). Without a difference, Q of sets of n and m events
+is distributed as (1/n + 1/m) times something that depends on neither: a sum of squared Gaussians, taken as a chi^2_k with
+scale a from the mean and variance of the permutations, k = 2 mean^2 / variance and a = variance / (2 mean) (Satterthwaite). A
+difference Q_d shifts the Gaussians: Q / a is then a non-central chi^2_k with non-centrality Q_d / a. The test compares Q^(1/3)
+with c standard deviations above its mean, where c is the quantile of the largest score of the whole family (Westfall and
+Young). With lambda the non-centrality that exceeds this with `POWER`, the difference found with that power is
+
+    Q_90 = a lambda,
+
+in proportion to 1/n + 1/m. A difference Q_d is therefore found with this power by N events on either side where
+
+    N = (2 n m / (n + m)) Q_90 / Q_d.
+
+`visible_at` puts in the estimate Q_d = Q - mean of the permutations, `needed` the tolerance. An observable has several
+columns (distances, layers, bins of energy); the first that shows it counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import chndtrinc
+
+from minicarlo.fidelity.distances import Float
+from minicarlo.fidelity.resampling import Resampled
+from minicarlo.fidelity.scorecard import Headline
+
+POWER = 0.9
+
+WASSERSTEIN = "wasserstein"
+TOLERANCES: dict[str, float] = {
+    WASSERSTEIN: 0.1,
+    "linearity": 0.01,
+    "resolution": 0.1,
+    "longitudinal_profile": 0.02,
+    "lateral_profile": 0.02,
+    "correlation": 0.05,
+}
+"""Differences that should be found: in any observable a Wasserstein distance, in standard deviations; deviations of others."""
+
+
+@dataclass
+class Family:
+    """All columns of all observables, tested together at level `alpha`. `events`: 2 n m / (n + m)."""
+
+    parts: Mapping[str, Sequence[Resampled]]
+    events: float
+    alpha: float
+
+    def __post_init__(self) -> None:
+        self._scores = {name: joined_scores(parts) for name, parts in self.parts.items()}
+        self.p_values = family_p_values(self._scores)
+        self._largest = np.max([null.max(axis=1) for _, null in self._scores.values()], axis=0)
+        self.critical = critical_score(self._largest, self.alpha)
+
+    def scores(self, name: str) -> Float:
+        """Scores of all columns of an observable, in the order of its parts."""
+        return self._scores[name][0]
+
+    def p_value(self, score: float) -> float:
+        """Chance that anything in the family scores as high."""
+        return float((1 + np.count_nonzero(self._largest >= score)) / (1 + len(self._largest)))
+
+    def differs(self, name: str) -> bool:
+        """Whether the observable differs at level `alpha`."""
+        return self.p_values[name] < self.alpha
+
+    def needed(self, part: Resampled, tolerance: float) -> Float:
+        """Events on either side at which a difference of `tolerance` in a column is found, (C,)."""
+        return np.asarray(self.events * found_difference(part, self.critical) / part.quadratic(np.array([tolerance])))
+
+    def visible_at(self, name: str) -> float:
+        """Events on either side at which the estimated difference is found; infinite without one."""
+        return self.events / max(float(self._strength(part, part.value[None], 1).max()) for part in self.parts[name])
+
+    def visible_replicas(self, name: str) -> Float:
+        """`visible_at` of every bootstrap replica, whose distances have the noise of the sample and their own, (B,)."""
+        strength = [self._strength(part, part.replicas, 2).max(axis=1) for part in self.parts[name] if len(part.replicas)]
+        return np.asarray(self.events / np.max(strength, axis=0))
+
+    def _strength(self, part: Resampled, distances: Float, noise: int) -> Float:
+        """Estimated difference over that which is found at these sizes; at least a tiny number."""
+        excess = part.quadratic(distances) - noise * part.quadratic(part.null).mean(axis=0)
+        found = found_difference(part, self.critical)
+        return np.asarray(np.maximum(np.divide(excess, found, out=np.zeros_like(excess), where=np.isfinite(found)), 1e-9))
+
+
+def found_difference(part: Resampled, critical: float) -> Float:
+    """Q_90 of every column, (C,): the quadratic distance, beyond chance, found with `POWER`; infinite for a constant column."""
+    null = part.quadratic(part.null)
+    mean, variance = null.mean(axis=0), null.var(axis=0)
+    root = null ** (1 / 3)
+    threshold = (root.mean(axis=0) + critical * root.std(axis=0)) ** 3
+    usable = variance > 1e-24 * np.maximum(mean, 1e-300) ** 2
+    found = np.full(mean.shape, np.inf)
+    a = variance[usable] / (2 * mean[usable])
+    found[usable] = a * chndtrinc(threshold[usable] / a, mean[usable] / a, 1 - POWER)
+    return found
+
+
+def critical_score(largest: Float, alpha: float) -> float:
+    """The score above which p < alpha, from the largest scores of the permutations (P,)."""
+    allowed = math.ceil(alpha * (1 + len(largest))) - 2  # so many permutations may score as high
+    return float(np.sort(largest)[::-1][max(allowed, 0)])
+
+
+def family_p_values(scores: Mapping[str, tuple[Float, Float]]) -> dict[str, float]:
+    """Permutation p-value of each member, adjusted for the number of members (Westfall and Young, single-step max-T).
+
+    `scores`: name to scores of the value (C,) and of the permutations (P, C). The largest column stands for the member. The
+    chance that any member of two samples of one population falls below p is p.
+    """
+    largest = np.max([null.max(axis=1) for _, null in scores.values()], axis=0)
+    return {
+        name: float((1 + np.count_nonzero(largest >= value.max())) / (1 + len(largest))) for name, (value, _) in scores.items()
+    }
+
+
+def joined_scores(parts: Sequence[Resampled]) -> tuple[Float, Float]:
+    """Scores of all columns of several distances."""
+    both = [part.scores() for part in parts]
+    return np.concatenate([value for value, _ in both]), np.concatenate([null for _, null in both], axis=1)
+
+
+def headline(family: Family) -> Headline | None:
+    """The fewest events at which any observable that differs shows it; None when none does.
+
+    Its interval is the basic bootstrap's on a logarithmic scale: replicas scatter around the estimate, and choose among
+    observables, as the estimate does around the truth.
+    """
+    differing = [name for name in family.parts if family.differs(name)]
+    if not differing:
+        return None
+    found = {name: family.visible_at(name) for name in differing}
+    observable = min(found, key=lambda name: found[name])
+    events = found[observable]
+    replicas = np.min([family.visible_replicas(name) for name in differing], axis=0)
+    low, high = (events**2 / np.quantile(replicas, share) for share in (0.84, 0.16))
+    low, high = min(low, events), max(high, events)
+    words = (
+        f"{observable} shows the difference with {_rounded(events)} events on either side ({_rounded(low)} to {_rounded(high)})"
+    )
+    return Headline(events=math.ceil(events), observable=observable, low=math.ceil(low), high=math.ceil(high), words=words)
+
+
+def _rounded(events: float) -> str:
+    """Two digits are plenty."""
+    digits = max(0, math.floor(math.log10(max(events, 1))) - 1)
+    return f"{round(events, -digits):,.0f}"
