@@ -269,6 +269,13 @@ def test_halves_of_one_sample_do_not_differ_on_either_grid(name: str) -> None:
     assert {"lateral_mean", "lateral_profile", "layer_centre_r"} <= set(card.differing)
 
 
+def test_responses_are_binned_around_one_where_the_detector_is_calibrated() -> None:
+    published = np.linspace(0.5, 1.5, 101)
+    np.testing.assert_array_equal(edges_of("response", np.array([0.8, 1.0, 1.1]), 0.05), published)
+    np.testing.assert_allclose(edges_of("response", np.array([0.027, 0.029]), 0.05), 0.028 * published)
+    np.testing.assert_array_equal(edges_of("response", np.zeros(3), 0.05), published)
+
+
 # symmetries
 
 

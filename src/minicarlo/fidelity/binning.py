@@ -17,15 +17,16 @@ _WIDE = ("visible_energy", "front_back_ratio")
 def edges_of(name: str, reference: NDArray[np.floating], threshold_mev: float) -> Float:
     """Edges for one observable (one layer of it) from the reference's values, (N,).
 
-    As CaloChallenge's `evaluate_plotting_helper.py`: response 100 bins within a factor of 1/2 to 3/2 (there around one, here
-    around the reference's mean, since a sampling calorimeter's response is not one); layer energies 40 and cell energies 50
-    logarithmic edges from threshold to the reference's largest; centres of layers 100 bins from -30 to 30 mm, those in r and
-    widths from 0 to 30 mm. Others: 100 bins between the reference's quantiles 0.1 % and 99.9 %, of a whole number of units
-    for what is counted, logarithmic for what spans more than a decade.
+    As CaloChallenge's `evaluate_plotting_helper.py`: response 100 bins from 1/2 to 3/2, times the reference's mean where that
+    lies outside (the response of a sampling calorimeter that is not calibrated is not one); layer energies 40 and cell
+    energies 50 logarithmic edges from threshold to the reference's largest; centres of layers 100 bins from -30 to 30 mm,
+    those in r and widths from 0 to 30 mm. Others: 100 bins between the reference's quantiles 0.1 % and 99.9 %, of a whole
+    number of units for what is counted, logarithmic for what spans more than a decade.
     """
     values = reference.astype(np.float64)
     if name == "response":
-        return np.linspace(0.5, 1.5, BINS + 1) * (values.mean() or 1.0)
+        mean = values.mean()
+        return np.linspace(0.5, 1.5, BINS + 1) * (1.0 if 0.5 < mean < 1.5 or not mean else mean)
     if name in ("layer_energy", "cell_energy"):
         low, high = max(threshold_mev, 1e-6), values.max(initial=0.0)
         number = CELL_BINS if name == "cell_energy" else LAYER_BINS
