@@ -379,6 +379,7 @@ function listen(canvas) {
 
 root.classList.add("running");
 control.threshold.max = data.top;
+control.zoom.max = Math.log2(LARGEST_ZOOM);
 for (const slider of [control.first, control.last]) slider.max = layers;
 control.last.value = layers;
 list(data.first);
