@@ -20,7 +20,7 @@ from scipy.stats import hypergeom
 
 from minicarlo.errors import InvalidEventSet
 from minicarlo.events import EventSet, iterate_events
-from minicarlo.fidelity.observables import measure, strata_of
+from minicarlo.fidelity.observables import Measured, measure, strata_of
 
 Array = NDArray[np.float32]
 Float = NDArray[np.float64]
@@ -32,9 +32,10 @@ LARGEST = 100_000
 """Showers of a reference that are searched."""
 CLOSENESS_ALPHA = 0.001
 """Chance of calling independent showers too close."""
+CLOSEST = 0.01
+"""Share of the distances that are compared."""
 
 _FEATURES = ("response", "layer_fraction", "layer_centre_x", "layer_centre_y", "layer_width_x", "layer_width_y", "layer_sparsity")
-_CLOSEST = 0.01
 _PIECE, _QUERIES, _POOL = 2000, 512, 8192
 
 
@@ -68,6 +69,12 @@ def shower_features(events: EventSet | Path | str, *, most: int = LARGEST) -> Sh
     return ShowerFeatures(np.concatenate(energies), np.concatenate(values))
 
 
+def features_of(measured: Measured) -> ShowerFeatures:
+    """The features of showers that are measured already."""
+    columns = [measured.values[name].reshape(len(measured), -1) for name in _FEATURES]
+    return ShowerFeatures(measured.energy.astype(np.float64), np.concatenate(columns, axis=1))
+
+
 def _pieces(events: EventSet | Path | str) -> Iterator[EventSet]:
     if not isinstance(events, EventSet):
         return iterate_events(events, _PIECE)
@@ -99,6 +106,14 @@ class Neighbourhood:
         """Distance of (at most so many, evenly spaced in energy) reference showers to the nearest other one; NaN for none."""
         places = np.unique(np.linspace(0, len(self._energy) - 1, most).astype(np.int64))
         return self._search(self._showers[places], self._scaled[places], places)[1]
+
+    def pairs(self) -> Float:
+        """Distance of every reference shower to the nearest other one, NaN for none; only once for two nearest to each other."""
+        nearest, distance = self._search(self._showers, self._scaled, np.arange(len(self._energy)))
+        partner = np.empty(len(nearest), np.int64)
+        partner[self._order] = nearest
+        again = (nearest >= 0) & (partner[nearest] == self._order) & (nearest < self._order)
+        return distance[~again]
 
     def _scale(self, values: NDArray[np.floating]) -> Array:
         scaled = (values[:, self._used] - self._mean) / self._deviation / np.sqrt(max(1, self._used.sum()))
@@ -164,7 +179,7 @@ def closeness(generated: Float, reference: Float) -> Closeness:
     n, m = len(generated), len(reference)
     if not n or not m:
         return Closeness(n, math.nan, math.nan, 0, 0.0, 1.0, 0)
-    closest = max(1, round(_CLOSEST * (n + m)))
+    closest = max(1, round(CLOSEST * (n + m)))
     found = int((np.argsort(np.concatenate([reference, generated]), kind="stable")[:closest] >= m).sum())
     return Closeness(
         events=n,

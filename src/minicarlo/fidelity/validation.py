@@ -18,6 +18,8 @@ from minicarlo.fidelity.classifiers import CLASSIFIERS_ALPHA, DEFAULT, METHODS, 
 from minicarlo.fidelity.comparison import OBSERVABLES_ALPHA, Comparison, Progress
 from minicarlo.fidelity.conditional import FEWEST as FEWEST_IN_BIN
 from minicarlo.fidelity.conditional import Range, with_ranges
+from minicarlo.fidelity.duplicates import duplicates
+from minicarlo.fidelity.manifold import manifold, standardised
 from minicarlo.fidelity.multivariate import fpd_score, kpd_score
 from minicarlo.fidelity.observables import Measured, high_level_features, measure
 from minicarlo.fidelity.resampling import Resamples
@@ -135,10 +137,11 @@ def compare(
     steps.part(85, 100)(0, 1)
     card = Scorecard(
         verdict=INDISTINGUISHABLE,
-        observables=comparison.scores(family),
+        observables=comparison.scores(family) | {"duplicates": duplicates(ours, theirs, seed=seed)},
         classifier=scores,
         fpd=fpd_score(*features, seed) if feature_distances else None,
         kpd=kpd_score(*features, seed) if feature_distances else None,
+        manifold=manifold(*standardised(*features), seed=seed) if feature_distances else None,
         cern_error=comparison.cern(),
         response=tables.energy_table(comparison.linearity, resamples, edges),
         resolution=(resolution := tables.energy_table(comparison.resolution, resamples, edges)),

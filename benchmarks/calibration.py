@@ -1,0 +1,201 @@
+"""Are the verdicts right? `python benchmarks/calibration.py REFERENCE.h5 CANDIDATE.h5 [-o FOLDER]`.
+
+Both files hold showers of one Monte Carlo, no shower in both. Null: random halves of sub-samples of REFERENCE are compared; the
+chance of a false alarm is known. Power: the defects of tests/planted.py are planted in CANDIDATE; what does the comparison of all
+events say, how many events does it say a comparison needs, and how often do comparisons of so many find the defect and name it?
+Everything is measured once. Writes calibration.json and calibration.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from scipy.stats import binom, kstest
+
+from minicarlo.events import read_events
+from minicarlo.fidelity import DIFFERS, Measured, Scorecard, compare, high_level_features, measure
+from minicarlo.fidelity.comparison import OBSERVABLES_ALPHA
+from minicarlo.fidelity.multivariate import CLASSIFIER_ALPHA, classifier_score
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from planted import DEFECTS, Defect
+
+Sets = tuple[Measured, Measured]
+
+
+def disjoint(measured: Measured, events: int, random: np.random.Generator) -> Sets:
+    """Two sub-samples without a common event."""
+    rows = random.permutation(len(measured))[: 2 * events]
+    return measured[rows[:events]], measured[rows[events:]]
+
+
+def null(
+    measured: Measured, *, splits: int, events: int, permutations: int, classifiers: Sequence[str] = (), seed: int = 0
+) -> dict[str, Any]:
+    """Smallest p-values of all observables, and p-values of classifiers, in random splits; how often they are below alpha."""
+    p_values: dict[str, list[float]] = {name: [] for name in ("observables", *classifiers)}
+    alarms: dict[str, int] = {}
+    for split in range(splits):
+        first, second = disjoint(measured, events, np.random.default_rng([seed, split]))
+        card = compare(first, second, seed=split, permutations=permutations, bootstrap=10)
+        p_values["observables"].append(min(score.p_value for score in card.observables.values()))
+        for name, score in card.observables.items():
+            alarms[name] = alarms.get(name, 0) + (score.verdict == DIFFERS)
+        features = high_level_features(first), high_level_features(second)
+        for method in classifiers:
+            score = classifier_score(method, *features, first.energy, second.energy, split)
+            p_values[method].append(score.p_value)
+        print(f"\rsplit {split + 1} of {splits}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    levels = {name: OBSERVABLES_ALPHA if name == "observables" else CLASSIFIER_ALPHA for name in p_values}
+    return {
+        "splits": splits,
+        "events": events,
+        "permutations": permutations,
+        "verdicts": {
+            name: {
+                "level": levels[name],
+                "alarms": int(np.sum(np.array(values) < levels[name])),
+                "expected": [int(limit) for limit in binom.interval(0.95, splits, levels[name])],
+                "uniformity": float(kstest(values, "uniform").pvalue),
+            }
+            for name, values in p_values.items()
+        },
+        "alarms": alarms,
+        "p_values": p_values,
+    }
+
+
+def named(card: Scorecard, defect: Defect) -> bool:
+    """Whether an observable that should differ does, in the layer that is wrong."""
+    for name in defect.names & set(card.differing):
+        score = card.observables[name]
+        if defect.layer is None or score.worst_layer in (None, defect.layer):
+            return True
+    return False
+
+
+def power(
+    reference: Measured,
+    planted: Measured,
+    defect: Defect,
+    *,
+    repeats: int,
+    permutations: int,
+    factors: Sequence[float],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What all events say, and how often the defect is found and named with the events which that asks for."""
+    whole = compare(reference, planted, seed=seed, permutations=permutations)
+    visible = {name: whole.observables[name].visible_at for name in defect.names & set(whole.observables)}
+    found = {name: events for name, events in visible.items() if events is not None}
+    result: dict[str, Any] = {
+        "defect": defect.words,
+        "events": [len(reference), len(planted)],
+        "differing": whole.differing,
+        "headline": whole.headline.model_dump() if whole.headline else None,
+        "named": named(whole, defect),
+        "observable": min(found, key=lambda name: found[name]) if found else None,
+        "visible_at": min(found.values()) if found else None,
+        "words": None,
+        "trials": [],
+    }
+    if not found:
+        return result
+    best = whole.observables[result["observable"]]
+    result["words"] = best.difference.words if best.difference else None
+    for factor in factors:
+        events = round(factor * result["visible_at"])
+        if not 50 <= events <= min(len(reference), len(planted)):
+            continue
+        cards = []
+        for repeat in range(repeats):
+            random = np.random.default_rng([seed, repeat, events])
+            rows = random.permutation(len(reference))[:events], random.permutation(len(planted))[:events]
+            cards.append(compare(reference[rows[0]], planted[rows[1]], seed=repeat, permutations=permutations, bootstrap=10))
+        result["trials"].append(
+            {
+                "events": events,
+                "factor": factor,
+                "repeats": repeats,
+                "found": sum(card.verdict == DIFFERS for card in cards),
+                "named": sum(named(card, defect) for card in cards),
+                "first": [card.differing[0] for card in cards if card.differing],
+            }
+        )
+    return result
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Cumulative p-values of the splits, and how often defects were found."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for name, values in results["null"]["p_values"].items():
+        left.step(np.sort(values), np.arange(1, len(values) + 1) / len(values), where="post", label=name)
+    left.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="expected")
+    left.set(xlabel="p-value", ylabel=f"share of {results['null']['splits']} splits", xlim=(0, 1), ylim=(0, 1))
+    left.legend(loc="upper left", frameon=False)
+    for name, result in results["power"].items():
+        trials = result["trials"]
+        if trials:
+            shares = [trial["named"] / trial["repeats"] for trial in trials]
+            right.plot([trial["factor"] for trial in trials], shares, marker="o", label=name)
+    right.axhline(0.9, color="0.6", linewidth=1, linestyle="--")
+    right.set(xlabel="events / events that the tool asks for", ylabel="found and named", xscale="log", ylim=(0, 1.05))
+    right.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", type=Path)
+    parser.add_argument("candidate", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/calibration"))
+    parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--events", type=int, default=1000, help="on either side of a split")
+    parser.add_argument("--candidates", type=int, default=10_000, help="showers of CANDIDATE that get defects")
+    parser.add_argument("--permutations", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--classifiers", nargs="*", default=["trees"], choices=["trees", "high"])
+    parser.add_argument("--defects", nargs="*", default=list(DEFECTS), choices=list(DEFECTS))
+    arguments = parser.parse_args()
+
+    reference = measure(arguments.reference)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "null": null(
+            reference,
+            splits=arguments.splits,
+            events=arguments.events,
+            permutations=arguments.permutations,
+            classifiers=arguments.classifiers,
+        ),
+        "power": {},
+    }
+    events = read_events(arguments.candidate, stop=arguments.candidates)
+    for name in arguments.defects:
+        planted = measure(DEFECTS[name].plant(events, np.random.default_rng(3)))
+        results["power"][name] = power(
+            reference,
+            planted,
+            DEFECTS[name],
+            repeats=arguments.repeats,
+            permutations=arguments.permutations,
+            factors=(0.25, 0.5, 1, 2),
+        )
+        print(name, json.dumps({key: value for key, value in results["power"][name].items() if key != "headline"}))
+        (arguments.output / "calibration.json").write_text(json.dumps(results, indent=1))
+    draw(results, arguments.output / "calibration.png")
+
+
+if __name__ == "__main__":
+    main()
