@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -428,6 +429,18 @@ def test_impossible_cells_are_refused(showers: dict[str, EventSet], name: str, v
     samples[6, 2, 3, 4] = value
     with pytest.raises(InvalidEventSet, match=f"'showers': event 6 holds {value}"):
         measure(replace(showers[name], samples=samples))
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_impossible_cells_of_a_file_are_refused_wherever_they_are(
+    showers: dict[str, EventSet], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    write_events(tmp_path / "showers.h5", showers[name])
+    with h5py.File(tmp_path / "showers.h5", "a") as file:
+        file["showers"][9, 77] = np.nan
+    with pytest.raises(InvalidEventSet, match="showers.h5.*'showers': event 9 holds nan"):
+        measure(tmp_path / "showers.h5")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1000.0])
