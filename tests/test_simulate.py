@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from matplotlib import image
 
 from minicarlo.cli import _common, main
-from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, get_detector, parse_detector
+from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, get_detector, parse_detector, read_detector
 from minicarlo.errors import (
     InvalidCondition,
     InvalidConfig,
@@ -242,6 +242,19 @@ class TestDetectors:
         slope = np.polyfit(depths[used], (mean * y).sum(axis=1)[used] / mean.sum(axis=1)[used], 1)[0]
         assert np.tan(np.radians(15)) < slope < np.tan(np.radians(32))
 
+    def test_fill_the_same_rings_for_any_number_of_jobs_whatever_enters(self, geant4, tmp_path):
+        request = {"detector": PAR04_SIW, "particle": "gamma", "theta": "0deg:30deg:cos", "phi": "-180deg:180deg", "seed": 4}
+        simulate(7, "500MeV:1GeV:uniform", output=tmp_path / "run", jobs=2, shard_size=3, **request)
+        simulate(5, "500MeV:1GeV:uniform", output=tmp_path / "run.h5", **request)
+        several, single = read_events(tmp_path / "run")[:5], read_events(tmp_path / "run.h5")
+        assert np.array_equal(several.samples, single.samples) and single.samples.any(axis=(1, 2, 3)).all()
+        assert single.conditions.keys() == {"incident_energy", "incident_theta", "incident_phi"}
+        for name, values in single.conditions.items():
+            assert len(np.unique(values)) == 5 and np.array_equal(values, several.conditions[name])
+        found = single.attributes
+        assert (found["theta_distribution"], found["phi_distribution"]) == ("0deg:30deg:cos", "-180deg:180deg:uniform")
+        assert found["particle"] == "gamma" and found["seconds"] > 0
+
     def test_par04_siw_is_calibrated_and_isotropic(self, geant4, tmp_path):
         simulate(60, "1GeV", output=tmp_path / "run.h5", detector=PAR04_SIW)
         samples = read_events(tmp_path / "run.h5").samples
@@ -452,6 +465,19 @@ class TestFolder:
             simulate(2, "1GeV", output=tmp_path / "run", shard_size=1, seed=2)
         assert len(read_events(tmp_path / "run")) == 2
 
+    def test_of_other_angles_or_of_another_detector_is_refused(self, pretend, tmp_path):
+        layers = [{"material": "G4_Si", "mm": 1, "read_out": True}]
+        mine = parse_detector(ABSORBER | {"name": "mine", "layers": layers})
+        simulate(2, "1GeV", output=tmp_path / "run", shard_size=1, theta="0deg:30deg", detector=mine)
+        with pytest.raises(OutputError, match="another run: theta '0deg:30deg:uniform', not '0deg:20deg:uniform'"):
+            simulate(2, "1GeV", output=tmp_path / "run", shard_size=1, theta="0deg:20deg", detector=mine)
+        with pytest.raises(OutputError, match=r"another run: detector 'mine', not 'par04-siw'; .*geometry {'name': 'mine'"):
+            simulate(2, "1GeV", output=tmp_path / "run", shard_size=1, theta="0deg:30deg", detector=PAR04_SIW)
+        record = tmp_path / "run" / "run.json"
+        record.write_text(record.read_text().replace('"mm": 1', '"mm": 2'))
+        with pytest.raises(OutputError, match="another run: geometry"):
+            simulate(2, "1GeV", output=tmp_path / "run", shard_size=1, theta="0deg:30deg", detector=mine)
+
     def test_of_somebody_else_is_refused(self, pretend, tmp_path):
         (tmp_path / "thesis.tex").touch()
         with pytest.raises(OutputError, match="not empty"):
@@ -624,6 +650,11 @@ class TestCommand:
     def test_says_what_is_missing(self, pretend, arguments, message):
         done = CliRunner().invoke(main, ["simulate", "--energy", "1GeV", *arguments])
         assert done.exit_code == 2 and message in done.stderr
+
+    def test_takes_the_detector_of_the_documentation(self, tmp_path):
+        page = Path(__file__).parents[1] / "docs" / "geant4.md"
+        (tmp_path / "my.toml").write_text(re.search(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)[1])
+        assert read_detector(tmp_path / "my.toml").shape == (40, 15, 15)
 
     def test_help_shows_an_example(self):
         assert "minicarlo simulate -n 1000 --energy" in CliRunner().invoke(main, ["simulate", "--help"]).stdout
