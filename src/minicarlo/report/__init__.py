@@ -13,13 +13,14 @@ from minicarlo.errors import InvalidConfig
 from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.fidelity import Scorecard, validate
 from minicarlo.files import atomic_path, check_writable
+from minicarlo.report.contents import Plot
 from minicarlo.report.display import make_display
 from minicarlo.report.export import write_figures
 from minicarlo.report.inputs import History, history_of, read_bench, read_json, read_scorecard, tuning_of
 from minicarlo.report.names import gev
 from minicarlo.report.overview import overview
 from minicarlo.report.page import render
-from minicarlo.report.sections import Plot, sections
+from minicarlo.report.sections import sections
 from minicarlo.surrogate import Surrogate
 
 __all__ = ["report"]

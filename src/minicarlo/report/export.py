@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_pdf import PdfPages
 
 from minicarlo.files import atomic_path, output_error
-from minicarlo.report.sections import Plot, Section
+from minicarlo.report.contents import Plot, Section
 
 _DPI = 200
 _NO_DATE = {"CreationDate": None, "ModDate": None}

@@ -26,7 +26,7 @@ def overview(cards: Mapping[str, Scorecard], reference: str) -> Picture:
                 found.setdefault(name, {})[label] = (apart.value / apart.floor, error, score.verdict == DIFFERS)
     names = sorted(found, key=lambda name: -max(value for value, _, _ in found[name].values()))
     labels = list(cards)
-    with drawing(WIDE[0], 0.127 * len(names) + 0.75) as figure:
+    with drawing(WIDE[0], max(0.127 * len(names) + 0.75, 2.2)) as figure:
         axes = panel(figure, left=1.55)
         axes.axvspan(_LEAST / 2, 1, color=FLOOR, linewidth=0)
         axes.axvline(1, color=REFERENCE_LINE, linewidth=0.8)

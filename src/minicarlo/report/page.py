@@ -14,9 +14,9 @@ from markupsafe import Markup
 
 from minicarlo import __version__
 from minicarlo.fidelity.scorecard import Scorecard
+from minicarlo.report.contents import Plot, Section
 from minicarlo.report.display import Display
 from minicarlo.report.figure import PALETTE
-from minicarlo.report.sections import Plot, Section
 from minicarlo.report.summary import key_numbers, tiles
 
 _KEY_NOTE = (
