@@ -55,24 +55,22 @@ class ShowerFeatures:
 
 def shower_features(events: EventSet | Path | str, *, most: int = LARGEST) -> ShowerFeatures:
     """The features of the first `most` showers; a file is read in pieces. Raises InvalidEventSet."""
-    energies, values, done = [], [], 0
+    parts: list[ShowerFeatures] = []
+    left = most
     for piece in _pieces(events):
-        measured = measure(piece[: most - done])
-        columns = [measured.values[name].reshape(len(measured), -1) for name in _FEATURES]
-        energies.append(measured.energy)
-        values.append(np.concatenate(columns, axis=1))
-        done += len(measured)
-        if done == most:
+        parts.append(features_of(measure(piece[:left])))
+        left -= len(parts[-1])
+        if not left:
             break
-    if not energies:
+    if not parts:
         raise InvalidEventSet("The event set holds no events: there is nothing to compare.")
-    return ShowerFeatures(np.concatenate(energies), np.concatenate(values))
+    return ShowerFeatures(np.concatenate([part.energy for part in parts]), np.concatenate([part.values for part in parts]))
 
 
 def features_of(measured: Measured) -> ShowerFeatures:
     """The features of showers that are measured already."""
     columns = [measured.values[name].reshape(len(measured), -1) for name in _FEATURES]
-    return ShowerFeatures(measured.energy.astype(np.float64), np.concatenate(columns, axis=1))
+    return ShowerFeatures(measured.energy, np.concatenate(columns, axis=1))
 
 
 def _pieces(events: EventSet | Path | str) -> Iterator[EventSet]:
@@ -113,7 +111,7 @@ class Neighbourhood:
         partner = np.empty(len(nearest), np.int64)
         partner[self._order] = nearest
         again = (nearest >= 0) & (partner[nearest] == self._order) & (nearest < self._order)
-        return distance[~again]
+        return np.asarray(distance[~again])
 
     def _scale(self, values: NDArray[np.floating]) -> Array:
         scaled = (values[:, self._used] - self._mean) / self._deviation / np.sqrt(max(1, self._used.sum()))
