@@ -26,6 +26,7 @@ Load = Callable[[Labels], tuple[Tensor, ...]]
 DNN_WIDTH, DNN_EPOCHS, DNN_BATCH, DNN_RATE = 2048, 50, 1000, 2e-4
 CNN_WIDTHS, CNN_EPOCHS, CNN_BATCH, CNN_RATE, CNN_DECAY = (64, 64, 128), 20, 64, 1e-3, 1e-2
 
+_STEPS = 20  # of an epoch, at least: with few events batches are smaller
 _SCORED_AT_ONCE = 500
 
 
@@ -193,7 +194,7 @@ class _Fit:
         targets = _tensor(self.labels)
         weights = _tensor(len(self.parts.train) / (2 * np.bincount(self.labels[self.parts.train], minlength=2)))[self.labels]
         optimiser = torch.optim.AdamW(network.parameters(), self.rate, weight_decay=self.decay, fused=True)
-        pieces = max(1, round(len(self.parts.train) / self.batch))
+        pieces = max(_STEPS, round(len(self.parts.train) / self.batch))
         steps = self.epochs * pieces
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.rate, total_steps=steps) if self.one_cycle else None
         best, scores = -np.inf, (np.zeros(len(self.parts.stop)), np.zeros(len(self.parts.test)))

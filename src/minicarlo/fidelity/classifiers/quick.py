@@ -9,6 +9,7 @@ from minicarlo.fidelity.classifiers.inputs import Float, Inputs, Labels, Parts, 
 from minicarlo.fidelity.classifiers.separation import separation
 
 _EPOCHS, _PATIENCE = 30, 5
+_STEPS, _LARGEST_BATCH = 20, 256
 _ROUNDS = 120
 
 
@@ -18,7 +19,7 @@ def trees(
     """Gradient boosting on histograms of the features; an epoch is a tree."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    x = inputs.features
+    x = _relative(inputs)
     model = HistGradientBoostingClassifier(
         max_iter=epochs or _ROUNDS,
         learning_rate=0.1,
@@ -41,10 +42,17 @@ def network(
     from sklearn.neural_network import MLPClassifier
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(inputs.features[parts.train])
-    x = scaler.transform(inputs.features).clip(-8, 8).astype(np.float32)
+    x = _relative(inputs)
+    scaler = StandardScaler().fit(x[parts.train])
+    x = scaler.transform(x).clip(-8, 8).astype(np.float32)
     y, y_stop = labels[parts.train], labels[parts.stop]
-    model = MLPClassifier((128, 128, 128), batch_size=min(256, len(y)), learning_rate_init=5e-4, alpha=1e-3, random_state=seed)
+    model = MLPClassifier(
+        (128, 128, 128),
+        batch_size=min(_LARGEST_BATCH, max(1, len(y) // _STEPS)),
+        learning_rate_init=5e-4,
+        alpha=1e-3,
+        random_state=seed,
+    )
     epochs = epochs or _EPOCHS
     best, waited, scores = -np.inf, 0, (np.zeros(len(parts.stop)), np.zeros(len(parts.test)))
     for epoch in range(epochs):
@@ -58,6 +66,14 @@ def network(
         if waited >= _PATIENCE:
             break
     return scores
+
+
+def _relative(inputs: Inputs) -> Float:
+    """The features with energies per incident energy: a wrong scale then shows in one column, not in the ratio of two."""
+    layers = inputs.detector.layers
+    found = inputs.features.copy()
+    found[:, [*range(1, 1 + layers), 1 + 5 * layers]] -= found[:, :1]
+    return found
 
 
 def _logit(probabilities: NDArray[np.floating]) -> Float:
