@@ -1,8 +1,8 @@
 """Small neural generators in place of an expensive Monte Carlo: simulate, train, tune, generate, validate, report.
 
-The verbs of the command line are functions here: `simulate`, `train`, `tune`, `generate`, `validate`, `bench`, `export`, `info`;
-two share their name with the package they live in, `minicarlo.report.report` and `minicarlo.demo.demo`. Each is imported when it
-is first used, so that generating needs neither PyTorch nor Geant4.
+The verbs of the command line are functions here: `simulate`, `train`, `optimise`, `tune`, `generate`, `validate`, `bench`,
+`export`, `info`; two share their name with the package they live in, `minicarlo.report.report` and `minicarlo.demo.demo`. Each is
+imported when it is first used, so that generating needs neither PyTorch nor Geant4.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _FUNCTIONS = {
     "simulate": "minicarlo.simulators",
     "train": "minicarlo.training.loop",
+    "optimise": "minicarlo.precision.rewriting",
     "tune": "minicarlo.precision",
     "generate": "minicarlo.generation",
     "validate": "minicarlo.fidelity",

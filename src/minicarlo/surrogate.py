@@ -91,6 +91,7 @@ class Manifest(BaseModel):
     files: dict[str, FileRecord] = {}
     fidelity: dict[str, Any] | None = None
     speed: dict[str, Any] | None = None
+    graph: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -236,6 +237,18 @@ class Surrogate:
         fields["speed"] = self.manifest.speed if speed is None else speed
         return _write(Path(output), contents, fields, overwrite)
 
+    def with_graph(self, output: Path | str, onnx: bytes, graph: Mapping[str, Any]) -> Surrogate:
+        """Write this surrogate with another graph for the same function to the new directory `output` and return it loaded.
+
+        `graph` says how it was made. A tuned model, made from the old graph, and measured speeds are left out.
+        Raises InvalidSurrogate, OutputError.
+        """
+        contents = {FP32: onnx}
+        if "README.md" in self.manifest.files:
+            contents["README.md"] = _read(self.path, "README.md", _LARGEST["README.md"])
+        fields = self.manifest.model_dump(exclude={"files"}) | {"graph": dict(graph), "speed": None}
+        return _write(Path(output), contents, fields, False)
+
 
 def save_surrogate(
     directory: Path | str,
@@ -308,8 +321,8 @@ def info(path: Path | str) -> dict[str, Any]:
     """What a surrogate or an event set is, from its manifest or header.
 
     Keys: `kind` ("surrogate" or "events"), `version`, `conditions`, `sample_shape`, `unit`, `detector`, `count` (None for a
-    surrogate) and, by kind, `name`, `generator`, `latent_size`, `precisions`, `plan`, `training`, `fidelity`, `speed`, `hash`,
-    or `attributes`.
+    surrogate) and, by kind, `name`, `generator`, `latent_size`, `precisions`, `plan`, `training`, `fidelity`, `speed`, `graph`,
+    `hash`, or `attributes`.
     Raises InvalidSurrogate, InvalidEventSet.
     """
     target = Path(path)
@@ -336,6 +349,7 @@ def info(path: Path | str) -> dict[str, Any]:
         "training": m.training,
         "fidelity": m.fidelity,
         "speed": m.speed,
+        "graph": m.graph,
         "hash": surrogate.hash,
         "path": str(surrogate.path),
     }

@@ -13,6 +13,7 @@ from minicarlo.errors import MinicarloError, MissingExtra
 _VERBS = {
     "simulate": "Simulate events with a reference Monte Carlo (Geant4).",
     "train": "Train a generator on an event set.",
+    "optimise": "Rewrite a surrogate's graph into a faster one for the same showers.",
     "tune": "Lower a surrogate's precision as far as a criterion allows.",
     "generate": "Generate events with a surrogate.",
     "validate": "Compare an event set with a reference, with uncertainties.",

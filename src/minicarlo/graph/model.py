@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, OperatorSetIdProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 Constant = NDArray[Any]
@@ -147,9 +147,10 @@ class Graph:
                 if name == old:
                     node.input[place] = new
 
-    def weights(self) -> int:
-        """Bytes of all constants."""
-        return sum(value.nbytes for value in self.constants.values())
+    @property
+    def opsets(self) -> list[OperatorSetIdProto]:
+        """The operator sets the graph is written in."""
+        return list(self._model.opset_import)
 
     def _proto(self) -> ModelProto:
         model = ModelProto()

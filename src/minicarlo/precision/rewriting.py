@@ -1,0 +1,241 @@
+"""The fastest of the graphs that compute a surrogate's function, measured on this machine and verified after every step."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, has_bf16, machine, read_model, usable_cores
+from minicarlo.errors import OutputError
+from minicarlo.graph.model import Graph
+from minicarlo.graph.recipe import KINDS, Rewrite, multiply_accumulates, rewrites, rewritten
+from minicarlo.graph.verify import ROUNDING, SingleLayer, deviation, single_layers, wrong_formats
+from minicarlo.precision.timing import measure_speedup
+from minicarlo.sampling import EnergyDistribution, normal_latents
+from minicarlo.surrogate import Surrogate
+
+Array = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+WORTH = 1.02
+"""How much faster a graph must be to take the place of another."""
+
+EVENTS = 64
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rewrite that was tried: how much faster it made the graph, how far it is from the original, whether it was kept."""
+
+    kind: str
+    target: str
+    speedup: float
+    deviation: float
+    wrong_kernels: int
+    kept: bool
+
+
+@dataclass(frozen=True)
+class OptimiseResult:
+    """What `optimise` found.
+
+    `speedup` is that of the new graph over the given one in each format; `deviation` the largest difference of a cell in
+    float32, in units of the largest cell of its shower; `wrong_kernels` the layers, with formats, that this machine's runtime
+    computes wrong.
+    """
+
+    path: str
+    attempts: tuple[Attempt, ...]
+    speedup: dict[str, float]
+    deviation: float
+    macs_before: int
+    macs_after: int
+    wrong_kernels: dict[str, tuple[str, ...]]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return dataclasses.asdict(self)
+
+
+def optimise(
+    surrogate: Surrogate | Path | str,
+    output: Path | str,
+    *,
+    objective: Literal["time", "macs"] = "time",
+    timing_seconds: float = 1.0,
+    progress: Progress | None = None,
+) -> OptimiseResult:
+    """Write `surrogate` with the fastest graph for the same function that rewriting finds, to the new directory `output`.
+
+    Each rewrite is verified against the given graph in float32 on the engine, timed in turns with what was best so far, and
+    kept only if it pays (`objective="macs"`: if it saves multiply-accumulates, for machines too busy to time anything). What
+    was done is in the manifest's `graph`. A tuned model belongs to the graph it was made from and is left out: tune the result.
+
+    Raises InvalidSurrogate, OutputError.
+    """
+    loaded = surrogate if isinstance(surrogate, Surrogate) else Surrogate.load(surrogate)
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
+    start = time.monotonic()
+    search = _Search(loaded, objective, timing_seconds, progress)
+    search.run()
+    best = search.best
+    result = OptimiseResult(
+        path=str(output),
+        attempts=tuple(search.attempts),
+        speedup=search.over_original(),
+        deviation=best.deviation,
+        macs_before=multiply_accumulates(search.original),
+        macs_after=multiply_accumulates(best.graph),
+        wrong_kernels=best.wrong_kernels,
+        seconds=time.monotonic() - start,
+    )
+    facts = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
+    made_from = hashlib.sha256(loaded.onnx).hexdigest()
+    recipe = [dataclasses.asdict(rewrite) for rewrite in best.recipe]
+    graph = {"made_from_sha256": made_from, "recipe": recipe, "tolerance": ROUNDING, "machine": machine()} | facts
+    loaded.with_graph(output, best.onnx, graph)
+    return result
+
+
+@dataclass
+class _Candidate:
+    """A graph, what made it, and what was found about it."""
+
+    recipe: list[Rewrite]
+    graph: Graph
+    onnx: bytes
+    deviation: float
+    wrong_kernels: dict[str, tuple[str, ...]]
+
+
+class _Search:
+    """One rewrite after the other, each kept if it pays."""
+
+    def __init__(
+        self, surrogate: Surrogate, objective: Literal["time", "macs"], seconds: float, progress: Progress | None
+    ) -> None:
+        self._surrogate, self._objective, self._seconds, self._progress = surrogate, objective, seconds, progress
+        allowed = surrogate.manifest.conditions["incident_energy"]
+        kind: Literal["log", "fixed"] = "log" if allowed.low < allowed.high else "fixed"
+        self._energy = EnergyDistribution(allowed.low, allowed.high, kind).sample(0, 0, EVENTS)
+        self._latent = normal_latents(0, 0, EVENTS, surrogate.manifest.latent_size)
+        self._formats = ("fp32", "bf16") if has_bf16() else ("fp32",)
+        self._audited: dict[bytes, tuple[str, ...]] = {}
+        self._compiled: dict[tuple[bytes, str], CompiledGenerator] = {}
+        self._expected = self._compile(surrogate.onnx, "fp32").run(self._latent, self._energy)
+        self.attempts: list[Attempt] = []
+        self.original = Graph(surrogate.onnx)
+        self.best = _Candidate([], self.original, surrogate.onnx, 0.0, self._audit(self.original))
+
+    def run(self) -> None:
+        """Try everything that is on offer."""
+        normal = self._candidate([])
+        if normal.deviation <= ROUNDING:
+            self.best = normal
+        tried: set[Rewrite] = set()
+        for kind in KINDS:
+            if kind == "axes" and self._objective == "macs" and not self.best.wrong_kernels:
+                continue  # an order saves no multiply-accumulates
+            while offered := [rewrite for rewrite in rewrites(self.best.graph, kind) if rewrite not in tried]:
+                tried.add(offered[0])
+                self._try(offered[0])
+                if self._progress is not None:
+                    self._progress(len(self.attempts), len(self.attempts) + len(offered) - 1)
+
+    def over_original(self) -> dict[str, float]:
+        """Speed of the best graph over the original's, by format."""
+        if self._objective == "macs":
+            return {}
+        return {form: self._speedup(self._surrogate.onnx, self.best.onnx, form) for form in self._formats}
+
+    def _try(self, rewrite: Rewrite) -> None:
+        if rewrite.kind == "axes":  # before all else, in place of another order
+            recipe = [rewrite, *(each for each in self.best.recipe if each.kind != "axes")]
+        else:
+            recipe = [*self.best.recipe, rewrite]
+        made = self._candidate(recipe)
+        wrong, before = (sum(map(len, each.wrong_kernels.values())) for each in (made, self.best))
+        gain = self._gain(made)
+        kept = made.deviation <= ROUNDING and (wrong < before or (wrong == before and gain > WORTH))
+        self.attempts.append(Attempt(rewrite.kind, rewrite.target, gain, made.deviation, wrong, kept))
+        loser = self.best if kept else made
+        if kept:
+            self.best = made
+        if loser.onnx != self._surrogate.onnx:
+            self._compiled = {key: value for key, value in self._compiled.items() if key[0] != _digest(loser.onnx)}
+
+    def _candidate(self, recipe: list[Rewrite]) -> _Candidate:
+        graph = rewritten(self.original, recipe)
+        onnx = graph.serialise()
+        found = self._compile(onnx, "fp32").run(self._latent, self._energy)
+        difference = deviation(self._expected, found, self._surrogate.manifest.readout_threshold_mev)
+        return _Candidate(recipe, graph, onnx, difference, self._audit(graph))
+
+    def _gain(self, made: _Candidate) -> float:
+        if self._objective == "macs":
+            return multiply_accumulates(self.best.graph) / max(multiply_accumulates(made.graph), 1)
+        return math.exp(
+            sum(math.log(self._speedup(self.best.onnx, made.onnx, form)) for form in self._formats) / len(self._formats)
+        )
+
+    def _speedup(self, before: bytes, after: bytes, form: str) -> float:
+        pair = (self._compile(before, form), self._compile(after, form))
+        return measure_speedup(*pair, self._latent, self._energy, seconds=self._seconds).value
+
+    def _compile(self, onnx: bytes, form: str) -> CompiledGenerator:
+        key = (_digest(onnx), form)
+        if key not in self._compiled:
+            surrogate = dataclasses.replace(self._surrogate, onnx=onnx)
+            self._compiled[key] = compile_surrogate(surrogate, form, batch=BATCH, streams=usable_cores())
+        return self._compiled[key]
+
+    def _audit(self, graph: Graph) -> dict[str, tuple[str, ...]]:
+        found = {}
+        for layer in single_layers(graph):
+            if layer.plain not in self._audited:
+                self._audited[layer.plain] = wrong_formats(layer, self._run_layer)
+            found[layer.name] = self._audited[layer.plain]
+        return {name: formats for name, formats in found.items() if formats}
+
+    def _run_layer(self, layer: SingleLayer, form: str, values: Array) -> Array | None:
+        return run_layer(self._surrogate, layer, form, values)
+
+
+def wrong_kernels(surrogate: Surrogate) -> dict[str, tuple[str, ...]]:
+    """The layers of a surrogate that this machine's runtime computes wrong in bf16 or int8, with those formats.
+
+    Each layer runs alone, with its own weights, on random numbers, and is compared with fp32.
+    """
+
+    def run(layer: SingleLayer, form: str, values: Array) -> Array | None:
+        return run_layer(surrogate, layer, form, values)
+
+    found = {layer.name: wrong_formats(layer, run) for layer in single_layers(Graph(surrogate.onnx))}
+    return {name: formats for name, formats in found.items() if formats}
+
+
+def _digest(onnx: bytes) -> bytes:
+    return hashlib.sha256(onnx).digest()
+
+
+def run_layer(surrogate: Surrogate, layer: SingleLayer, form: str, values: Array) -> Array | None:
+    """What the runtime makes of one layer of `surrogate` in a format; None if it does not compute it in that format."""
+    onnx = layer.quantised if form == "int8" else layer.plain
+    model, _ = read_model(dataclasses.replace(surrogate, onnx=onnx))
+    compiled = compile_model(model, "bf16" if form == "bf16" else "f32", batch=len(values))
+    if set(compiled.precision_report().values()) != {form}:
+        return None
+    return compiled.run(values, np.ones(len(values), np.float32))
