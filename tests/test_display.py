@@ -21,10 +21,10 @@ from minicarlo.detectors import get_detector
 from minicarlo.errors import IncompatibleEventSets
 from minicarlo.events import EventSet, read_events, write_events
 from minicarlo.fidelity.neighbours import ENERGY_WINDOW, Closeness, Neighbourhood, ShowerFeatures, closeness, shower_features
+from minicarlo.report.contents import Plot
 from minicarlo.report.display import make_display
 from minicarlo.report.overview import overview
 from minicarlo.report.page import render
-from minicarlo.report.sections import Plot
 from minicarlo.surrogate import sample_path
 from test_report import Elements, card
 
