@@ -56,6 +56,8 @@ def measure(detector: str, gev: list[float], events: int, jobs: int, folder: Pat
         simulate(events, f"{CUT_GEV:g}GeV", output=path, detector=detector, cut_mm=cut, seed=2, jobs=jobs, shard_size=50)
         fractions.append(physics.sampling_fraction(read_events(path)))
     slope, offset = physics.fit_line([np.log(1e3 * energy / materials.critical) for energy in gev], maxima)
+    rules = [np.log(1e3 * energy / materials.critical) - 0.5 for energy in gev]
+    distance = physics.mean([physics.Mean(found.value - rule, found.error) for found, rule in zip(maxima, rules, strict=True)])
     stochastic, constant = physics.fit_resolution(gev, resolutions)
     return {
         "detector": detector,
@@ -65,6 +67,7 @@ def measure(detector: str, gev: list[float], events: int, jobs: int, folder: Pat
         "maximum": [asdict(value) for value in maxima],
         "slope": asdict(slope),
         "offset": asdict(offset),
+        "distance": asdict(distance),
         "response": [asdict(value) for value in responses],
         "resolution": [asdict(value) for value in resolutions],
         "stochastic": asdict(stochastic),
@@ -86,7 +89,7 @@ def table(results: list[dict[str, Any]]) -> str:
     rows: list[tuple[str, str, list[str]]] = [
         ("critical energy of the mixture, MeV", "", [f"{result['expected']['critical']:.2f}" for result in results]),
         ("shower maximum, slope in ln(E/Ec)", "1", [text(result["slope"]) for result in results]),
-        ("shower maximum, offset, X0", "−0.5", [text(result["offset"]) for result in results]),
+        ("shower maximum less ln(E/Ec) − 0.5, X0", "0", [text(result["distance"]) for result in results]),
         ("resolution a, % √GeV", "", [text(result["stochastic"], 100) for result in results]),
         ("resolution c, %", "", [text(result["constant"], 100) for result in results]),
     ]

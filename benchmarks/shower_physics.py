@@ -116,13 +116,12 @@ def radius_90(events: EventSet) -> Mean:
     detector = get_detector(events.detector)
     planes = events.samples.sum(axis=1, dtype=np.float64).reshape(len(events), -1)
     radii, cells = _points(detector)
-    order = np.argsort(radii)
-    radii, cells = radii[order], cells[order]
     share = 1 / np.bincount(cells)
+    distances, which = np.unique(radii.round(6), return_inverse=True)
 
     def radius(rows: NDArray[np.intp]) -> float:
-        inside = np.cumsum((planes[rows].mean(axis=0) * share)[cells])
-        return float(np.interp(0.9 * inside[-1], inside, radii))
+        inside = np.cumsum(np.bincount(which, (planes[rows].mean(axis=0) * share)[cells]))
+        return float(np.interp(0.9 * inside[-1], inside, distances))
 
     return _bootstrap(radius, len(events))
 
@@ -131,6 +130,12 @@ def sampling_fraction(events: EventSet) -> Mean:
     """Share of the incident energy that is deposited in sensitive plates, before any calibration."""
     found, scale = response(events), get_detector(events.detector).energy_scale
     return Mean(found.value / scale, found.error / scale)
+
+
+def mean(values: Sequence[Mean]) -> Mean:
+    """Mean weighted with the inverse squares of the errors."""
+    weights = [1 / value.error**2 for value in values]
+    return Mean(float(np.average([value.value for value in values], weights=weights)), float(sum(weights) ** -0.5))
 
 
 def fit_line(x: Sequence[float], values: Sequence[Mean]) -> tuple[Mean, Mean]:
@@ -144,8 +149,12 @@ def fit_line(x: Sequence[float], values: Sequence[Mean]) -> tuple[Mean, Mean]:
 
 def fit_resolution(gev: Sequence[float], values: Sequence[Mean]) -> tuple[Mean, Mean]:
     """a and c of a / sqrt(E / GeV), added in quadrature to c: a straight line of the squares in 1 / E."""
-    squares = [Mean(value.value**2, 2 * value.value * value.error) for value in values]
-    first, second = fit_line([1 / energy for energy in gev], squares)
+    predicted = np.array([value.value for value in values])
+    for _ in range(5):  # an error in proportion to the value itself would favour points that fluctuate down
+        relative = [value.error / value.value for value in values]
+        squares = [Mean(v.value**2, 2 * p**2 * r) for v, p, r in zip(values, predicted, relative, strict=True)]
+        first, second = fit_line([1 / energy for energy in gev], squares)
+        predicted = np.sqrt(first.value / np.array(gev) + max(second.value, 0.0))
     return _root(first), _root(second)
 
 

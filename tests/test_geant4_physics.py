@@ -77,10 +77,12 @@ class TestElectrons:
             assert abs(response.value / mean - 1) < 0.03 + 4 * response.error / mean
 
     def test_are_measured_with_an_error_that_falls_with_the_root_of_their_energy(self, physics, showers):
-        """Silicon and tungsten of 0.4 to 0.65 radiation lengths: 13 to 25 % for 1 GeV (CALICE: 16.5 %)."""
+        """16 % for 1 GeV where a layer has 0.64 radiation lengths (CALICE, silicon and tungsten: 16.5 %), 12 % where it has 0.40."""
         values = [physics.resolution(part) for part in showers[1].values()]
         stochastic, constant = physics.fit_resolution(list(showers[1]), values)
-        assert 0.13 < stochastic.value < 0.25 and constant.value < 0.02 + 4 * constant.error
+        usual = {CLIC_ECAL: 0.16, PAR04_SIW: 0.12}[showers[0].name]
+        assert abs(stochastic.value - usual) < 0.02 + 4 * stochastic.error and stochastic.error < 0.02
+        assert constant.value < 0.03 + 4 * constant.error
         chi2 = sum(
             ((value.value - np.hypot(stochastic.value / np.sqrt(gev), constant.value)) / value.error) ** 2
             for gev, value in zip(showers[1], values, strict=True)
@@ -92,7 +94,7 @@ class TestElectrons:
         moliere = physics.expected(detector).moliere
         for part in events.values():
             radius = physics.radius_90(part)
-            assert abs(radius.value / moliere - 1) < 0.3 + 4 * radius.error / moliere
+            assert abs(radius.value / moliere - 1) < 0.35 + 4 * radius.error / moliere
 
     def test_leave_less_in_silicon_than_minimum_ionising_particles_would(self, physics, showers):
         """Soft electrons and photons end in the absorber: e/mip is 0.6 to 0.9 for tungsten (Wigmans, Calorimetry, ch. 3)."""
