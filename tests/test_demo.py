@@ -74,6 +74,7 @@ def test_the_numbers_in_the_table_are_those_of_the_files(finished: tuple[Path, R
     assert summary["verdict"]["FP32"] == json.loads((demo / "validate-fp32.json").read_text())["verdict"]
     html = (demo / "report.html").read_text()
     assert f"{speeds['speedup']['tuned_over_fp32']:.2f} ×" in html and "Precision plan" in html and "Throughput" in html
+    assert 'id="showers"' in html
 
 
 def test_a_second_run_replaces_the_first(finished: tuple[Path, Result]) -> None:

@@ -21,6 +21,7 @@ from minicarlo.detectors import get_detector
 from minicarlo.errors import IncompatibleEventSets
 from minicarlo.events import EventSet, read_events, write_events
 from minicarlo.fidelity.neighbours import ENERGY_WINDOW, Closeness, Neighbourhood, ShowerFeatures, closeness, shower_features
+from minicarlo.report import report
 from minicarlo.report.contents import Plot
 from minicarlo.report.display import make_display
 from minicarlo.report.overview import overview
@@ -243,6 +244,15 @@ def test_the_only_script_is_the_one_that_the_policy_names() -> None:
     for _, attributes in elements:
         assert not {name for name in attributes if name.startswith("on") or name == "style"}
         assert (attributes.get("src") or "data:").startswith("data:")
+
+
+def test_the_report_shows_the_showers_it_is_given_and_none_otherwise(tmp_path: Path) -> None:
+    events = geant4()[:200]
+    write_events(tmp_path / "fp32.h5", events[1::2])
+    given = report(events[::2], {"FP32": card()}, tmp_path / "given.html", showers={"FP32": tmp_path / "fp32.h5"}).read_text()
+    assert 'id="showers"' in given and given.count("<script") == 2
+    without = report(events[::2], {"FP32": card()}, tmp_path / "without.html").read_text()
+    assert 'id="showers"' not in without and "<script" not in without and "script-src" not in without
 
 
 @pytest.fixture(scope="module")
