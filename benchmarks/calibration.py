@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,11 @@ import numpy as np
 from scipy.stats import binom, kstest
 
 from minicarlo.events import read_events
-from minicarlo.fidelity import DIFFERS, Measured, Scorecard, compare, high_level_features, measure
+from minicarlo.fidelity import DIFFERS, Measured, Scorecard, compare, measure
+from minicarlo.fidelity.classifiers import CLASSIFIERS_ALPHA
 from minicarlo.fidelity.comparison import OBSERVABLES_ALPHA
-from minicarlo.fidelity.multivariate import CLASSIFIER_ALPHA, classifier_score
+from minicarlo.fidelity.neighbours import CLOSENESS_ALPHA
+from minicarlo.fidelity.validation import FEWEST
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from planted import DEFECTS, Defect
@@ -40,30 +43,34 @@ def null(
     measured: Measured, *, splits: int, events: int, permutations: int, classifiers: Sequence[str] = (), seed: int = 0
 ) -> dict[str, Any]:
     """Smallest p-values of all observables, and p-values of classifiers, in random splits; how often they are below alpha."""
-    p_values: dict[str, list[float]] = {name: [] for name in ("observables", *classifiers)}
+    p_values: dict[str, list[float]] = {name: [] for name in ("observables", "duplicates", *classifiers)}
     alarms: dict[str, int] = {}
     for split in range(splits):
         first, second = disjoint(measured, events, np.random.default_rng([seed, split]))
-        card = compare(first, second, seed=split, permutations=permutations, bootstrap=10)
-        p_values["observables"].append(min(score.p_value for score in card.observables.values()))
-        for name, score in card.observables.items():
-            alarms[name] = alarms.get(name, 0) + (score.verdict == DIFFERS)
-        features = high_level_features(first), high_level_features(second)
+        card = compare(first, second, seed=split, permutations=permutations, bootstrap=10, classifiers=classifiers)
+        p_values["observables"].append(min(score.p_value for name, score in card.observables.items() if name != "duplicates"))
+        p_values["duplicates"].append(card.observables["duplicates"].p_value)
         for method in classifiers:
-            score = classifier_score(method, *features, first.energy, second.energy, split)
-            p_values[method].append(score.p_value)
+            p_values[method].append(card.classifier[method].p_value)
+        for name in card.differing:
+            alarms[name] = alarms.get(name, 0) + 1
         print(f"\rsplit {split + 1} of {splits}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    levels = {name: OBSERVABLES_ALPHA if name == "observables" else CLASSIFIER_ALPHA for name in p_values}
+    nominal = dict.fromkeys(classifiers, CLASSIFIERS_ALPHA / max(len(classifiers), 1)) | {
+        "observables": OBSERVABLES_ALPHA,
+        "duplicates": CLOSENESS_ALPHA,
+    }
+    # p-values are whole numbers of permutations: the largest below alpha is the level
+    level = nominal | {"observables": (math.ceil(OBSERVABLES_ALPHA * (1 + permutations)) - 1) / (1 + permutations)}
     return {
         "splits": splits,
         "events": events,
         "permutations": permutations,
         "verdicts": {
             name: {
-                "level": levels[name],
-                "alarms": int(np.sum(np.array(values) < levels[name])),
-                "expected": [int(limit) for limit in binom.interval(0.95, splits, levels[name])],
+                "level": level[name],
+                "alarms": int(np.sum(np.array(values) < nominal[name])),
+                "expected": [int(limit) for limit in binom.interval(0.95, splits, level[name])],
                 "uniformity": float(kstest(values, "uniform").pvalue),
             }
             for name, values in p_values.items()
@@ -93,7 +100,7 @@ def power(
     seed: int = 0,
 ) -> dict[str, Any]:
     """What all events say, and how often the defect is found and named with the events which that asks for."""
-    whole = compare(reference, planted, seed=seed, permutations=permutations)
+    whole = compare(reference, planted, seed=seed, permutations=permutations, bootstrap=20)
     visible = {name: whole.observables[name].visible_at for name in defect.names & set(whole.observables)}
     found = {name: events for name, events in visible.items() if events is not None}
     result: dict[str, Any] = {
@@ -112,8 +119,8 @@ def power(
     best = whole.observables[result["observable"]]
     result["words"] = best.difference.words if best.difference else None
     for factor in factors:
-        events = round(factor * result["visible_at"])
-        if not 50 <= events <= min(len(reference), len(planted)):
+        events = max(FEWEST, round(factor * result["visible_at"]))
+        if events > min(len(reference), len(planted)):
             continue
         cards = []
         for repeat in range(repeats):

@@ -141,7 +141,7 @@ class Comparison:
         if _BINS in self.found[name]:
             fields |= self._bin_scores(name, family)
         differs = family.differs(name)
-        enough = self._needed(parts, self._tolerance(name), family)
+        enough = self._needed(name, parts, family)
         return ObservableScore(
             verdict=DIFFERS if differs else NOT_ENOUGH if enough > self.events else INDISTINGUISHABLE,
             p_value=family.p_values[name],
@@ -155,23 +155,24 @@ class Comparison:
     def _tolerance(self, name: str) -> float:
         return self.tolerances.get(name, self.tolerances[WASSERSTEIN])
 
-    def _needed(self, parts: Mapping[str, Resampled], tolerance: float, family: Family) -> float:
+    def _needed(self, name: str, parts: Mapping[str, Resampled], family: Family) -> float:
         """Events at which a difference of the tolerance is found: in every layer, or in the mean over bins of energy.
 
         A Gaussian moved by t standard deviations has the Wasserstein distance t and the Kolmogorov-Smirnov distance
         t / sqrt(2 pi): whichever finds it first counts. Layers where nothing ever varies do not count.
         """
+        tolerance = self._tolerance(name)
         if "deviation" in parts:
-            return float(family.needed(parts["deviation"], tolerance)[-1])
-        moved = family.needed(parts["kolmogorov_smirnov"], tolerance / math.sqrt(2 * math.pi))
-        needed = np.minimum(family.needed(parts[WASSERSTEIN], tolerance), moved)[: max(1, len(moved) - 1)]
+            return float(family.needed(name, parts["deviation"], tolerance)[-2:].min())  # shared by all bins
+        moved = family.needed(name, parts["kolmogorov_smirnov"], tolerance / math.sqrt(2 * math.pi))
+        needed = np.minimum(family.needed(name, parts[WASSERSTEIN], tolerance), moved)[: max(1, len(moved) - 1)]
         return float(needed[np.isfinite(needed)].max(initial=0.0))
 
     def _bin_scores(self, name: str, family: Family) -> dict[str, Any]:
         part = self.found[name][_BINS]
         filled = self.bins.filled
         scores = part.scores()[0].reshape(len(filled), -1)
-        needed = family.needed(part, self._tolerance(name)).reshape(scores.shape)
+        needed = family.needed(name, part, self._tolerance(name)).reshape(scores.shape)
         columns = scores.shape[1]
         found = []
         for number in range(len(self.bins)):
@@ -179,7 +180,7 @@ class Comparison:
             verdict: Verdict = NOT_ENOUGH
             if number in filled:
                 row = filled.index(number)
-                p_value = family.p_value(scores[row].max())
+                p_value = family.p_value(name, scores[row].max())
                 enough = needed[row, : max(1, columns - 1)]
                 enough = enough[np.isfinite(enough)].max(initial=0.0) <= self.events
                 verdict = DIFFERS if p_value < family.alpha else INDISTINGUISHABLE if enough else NOT_ENOUGH

@@ -21,6 +21,8 @@ GRID = 512
 """Intervals of the grid on which the Wasserstein distance is integrated (128 per layer)."""
 LAYER_GRID = 128
 
+_MOMENTS = 5  # sums of the powers 0 to 4
+
 
 class Distance(Protocol):
     """`features`: (N, M) over the pooled events, reference first; called with two (B, M) sums it gives (B, C) distances.
@@ -174,7 +176,11 @@ class ProfileDeviation:
 
 @dataclass
 class EnergyDependence:
-    """|ratio - 1| of the mean (`order` 1) or of deviation over mean (`order` 2) of a value, per bin of incident energy."""
+    """|ratio - 1| of the mean (`order` 1) or of deviation over mean (`order` 2) of a value, per bin of incident energy.
+
+    Of several bins also |mean of ratio - 1|, weighted with the bins' squared errors, and the mean of all bins' |ratio - 1|: a
+    change that all energies share is seen with far fewer events by the first, since chance has no sign in common.
+    """
 
     features: sparse.csr_matrix
     bins: int
@@ -185,16 +191,20 @@ class EnergyDependence:
     def of(cls, values: NDArray[np.floating], bins: NDArray[np.int64], number: int, order: int) -> EnergyDependence:
         """`bins`: the bin of each event, 0 .. number - 1; events with another number count nowhere."""
         value = values.astype(np.float64)
-        powers = np.stack([np.ones_like(value), value, value**2], axis=1)
+        powers = np.stack([value**k for k in range(_MOMENTS)], axis=1)
         inside = (bins >= 0) & (bins < number)
-        rows = np.repeat(np.flatnonzero(inside), 3)
-        columns = (bins[inside, None] * 3 + np.arange(3)).ravel()
-        features = sparse.csr_matrix((powers[inside].ravel(), (rows, columns)), shape=(len(value), number * 3))
+        rows = np.repeat(np.flatnonzero(inside), _MOMENTS)
+        columns = (bins[inside, None] * _MOMENTS + np.arange(_MOMENTS)).ravel()
+        features = sparse.csr_matrix((powers[inside].ravel(), (rows, columns)), shape=(len(value), number * _MOMENTS))
         return cls(features, number, order)
+
+    def counts(self, sums: Float) -> Float:
+        """Sum of the weights of events per bin: (B, bins)."""
+        return np.asarray(self._sums(sums)[0])
 
     def figure(self, sums: Float) -> Float:
         """Mean, or deviation over mean, per bin: (B, bins); NaN where a bin is empty."""
-        count, total, squares = np.moveaxis(sums.reshape(len(sums), self.bins, 3), -1, 0)
+        count, total, squares, _, _ = self._sums(sums)
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = total / count
             if self.order == 1:
@@ -208,7 +218,27 @@ class EnergyDependence:
             return np.asarray(self.figure(second) / self.figure(first))
 
     def __call__(self, first: Float, second: Float) -> Float:
-        return _with_mean(np.nan_to_num(np.abs(self.ratio(first, second) - 1), nan=0.0, posinf=0.0))
+        change = np.nan_to_num(self.ratio(first, second) - 1, nan=0.0, posinf=0.0)
+        if self.bins == 1:
+            return np.asarray(np.abs(change))
+        variance = self._relative_variance(first) + self._relative_variance(second)
+        weight = np.divide(1, variance, out=np.zeros_like(variance), where=variance > 0)
+        shared = np.abs((change * weight).sum(axis=1)) / np.maximum(weight.sum(axis=1), 1e-300)
+        return np.column_stack([np.abs(change), shared, np.abs(change).mean(axis=1)])
+
+    def _sums(self, sums: Float) -> Float:
+        return np.moveaxis(sums.reshape(len(sums), self.bins, _MOMENTS), -1, 0)
+
+    def _relative_variance(self, sums: Float) -> Float:
+        """Squared relative error of the figure per bin, (B, bins): of a deviation (kurtosis - 1) / 4 n; 0 where unknown."""
+        count, *powers = self._sums(sums)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            m1, m2, m3, m4 = (power / count for power in powers)
+            variance = m2 - m1**2
+            if self.order == 1:
+                return np.asarray(np.nan_to_num(variance / m1**2 / count, posinf=0.0))
+            fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
+            return np.asarray(np.nan_to_num((fourth / variance**2 - 1) / (4 * count), posinf=0.0))
 
 
 @dataclass

@@ -100,7 +100,7 @@ def energy_table(distance: EnergyDependence, resamples: Resamples, edges: Float)
     reference, candidate = (distance.figure(sums)[0] for sums in whole)
     reference_error, candidate_error = (_spread(distance.figure(sums)) for sums in replicas)
     error = _spread(distance.ratio(*replicas))
-    events = [sums.reshape(-1, 3)[:, 0].astype(int) for sums in whole]
+    events = [distance.counts(sums)[0].astype(int) for sums in whole]
     ratio = distance.ratio(*whole)[0]
     return [
         EnergyBin(

@@ -4,8 +4,9 @@ Distances are compared on their quadratic scale Q (`Resampled.quadratic`). Witho
 is distributed as (1/n + 1/m) times something that depends on neither: a sum of squared Gaussians, taken as a chi^2_k with
 scale a from the mean and variance of the permutations, k = 2 mean^2 / variance and a = variance / (2 mean) (Satterthwaite). A
 difference Q_d shifts the Gaussians: Q / a is then a non-central chi^2_k with non-centrality Q_d / a. The test compares Q^(1/3)
-with c standard deviations above its mean, where c is the quantile of the largest score of the whole family (Westfall and
-Young). With lambda the non-centrality that exceeds this with `POWER`, the difference found with that power is
+with c standard deviations above its mean, where c comes from the quantile of the largest score of the whole family (Westfall
+and Young), in which the largest score of an observable counts in standard deviations above its own mean. With lambda the
+non-centrality that exceeds this with `POWER`, the difference found with that power is
 
     Q_90 = a lambda,
 
@@ -53,40 +54,44 @@ class Family:
     alpha: float
 
     def __post_init__(self) -> None:
-        self._scores = {name: joined_scores(parts) for name, parts in self.parts.items()}
-        self.p_values = family_p_values(self._scores)
-        self._largest = np.max([null.max(axis=1) for _, null in self._scores.values()], axis=0)
-        self.critical = critical_score(self._largest, self.alpha)
+        scores = {name: joined_scores(parts) for name, parts in self.parts.items()}
+        self._level = {name: level_of(np.vstack([value, null])) for name, (value, null) in scores.items()}
+        balanced: dict[str, tuple[Float, Float]] = {}
+        for name, (value, null) in scores.items():
+            mean, spread = self._level[name]
+            balanced[name] = (value - mean) / spread, (null - mean) / spread
+        self.p_values = family_p_values(balanced)
+        self._largest = np.max([null.max(axis=1) for _, null in balanced.values()], axis=0)
+        critical = critical_score(self._largest, self.alpha)
+        levels = {name: level_of(null) for name, (_, null) in scores.items()}
+        self.critical = {name: mean + spread * critical for name, (mean, spread) in levels.items()}
 
-    def scores(self, name: str) -> Float:
-        """Scores of all columns of an observable, in the order of its parts."""
-        return self._scores[name][0]
-
-    def p_value(self, score: float) -> float:
-        """Chance that anything in the family scores as high."""
-        return float((1 + np.count_nonzero(self._largest >= score)) / (1 + len(self._largest)))
+    def p_value(self, name: str, score: float) -> float:
+        """Chance that anything in the family is as extreme as this score of a column of an observable."""
+        mean, spread = self._level[name]
+        return float((1 + np.count_nonzero(self._largest >= (score - mean) / spread)) / (1 + len(self._largest)))
 
     def differs(self, name: str) -> bool:
         """Whether the observable differs at level `alpha`."""
         return self.p_values[name] < self.alpha
 
-    def needed(self, part: Resampled, tolerance: float) -> Float:
-        """Events on either side at which a difference of `tolerance` in a column is found, (C,)."""
-        return np.asarray(self.events * found_difference(part, self.critical) / part.quadratic(np.array([tolerance])))
+    def needed(self, name: str, part: Resampled, tolerance: float) -> Float:
+        """Events on either side at which a difference of `tolerance` in a column of an observable's part is found, (C,)."""
+        return np.asarray(self.events * found_difference(part, self.critical[name]) / part.quadratic(np.array([tolerance])))
 
     def visible_at(self, name: str) -> float:
         """Events on either side at which the estimated difference is found; infinite without one."""
-        return self.events / max(float(self._strength(part, part.value[None], 1).max()) for part in self.parts[name])
+        return self.events / max(float(self._strength(name, part, part.value[None], 1).max()) for part in self.parts[name])
 
     def visible_replicas(self, name: str) -> Float:
         """`visible_at` of every bootstrap replica, whose distances have the noise of the sample and their own, (B,)."""
-        strength = [self._strength(part, part.replicas, 2).max(axis=1) for part in self.parts[name] if len(part.replicas)]
+        strength = [self._strength(name, part, part.replicas, 2).max(axis=1) for part in self.parts[name] if len(part.replicas)]
         return np.asarray(self.events / np.max(strength, axis=0))
 
-    def _strength(self, part: Resampled, distances: Float, noise: int) -> Float:
+    def _strength(self, name: str, part: Resampled, distances: Float, noise: int) -> Float:
         """Estimated difference over that which is found at these sizes; at least a tiny number."""
         excess = part.quadratic(distances) - noise * part.quadratic(part.null).mean(axis=0)
-        found = found_difference(part, self.critical)
+        found = found_difference(part, self.critical[name])
         return np.asarray(np.maximum(np.divide(excess, found, out=np.zeros_like(excess), where=np.isfinite(found)), 1e-9))
 
 
@@ -119,6 +124,15 @@ def family_p_values(scores: Mapping[str, tuple[Float, Float]]) -> dict[str, floa
     return {
         name: float((1 + np.count_nonzero(largest >= value.max())) / (1 + len(largest))) for name, (value, _) in scores.items()
     }
+
+
+def level_of(scores: Float) -> tuple[float, float]:
+    """Mean and standard deviation of the largest of an observable's scores (B, C).
+
+    In these units one column is as far from chance as the largest of a thousand; in their own, a thousand would hide the one.
+    """
+    largest = scores.max(axis=1)
+    return float(largest.mean()), float(largest.std()) or 1.0
 
 
 def joined_scores(parts: Sequence[Resampled]) -> tuple[Float, Float]:
