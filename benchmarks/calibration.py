@@ -197,7 +197,7 @@ def main() -> None:
             DEFECTS[name],
             repeats=arguments.repeats,
             permutations=arguments.permutations,
-            factors=(0.25, 0.5, 1, 2),
+            factors=(0.5, 1),
         )
         print(name, json.dumps({key: value for key, value in results["power"][name].items() if key != "headline"}))
         (arguments.output / "calibration.json").write_text(json.dumps(results, indent=1))
