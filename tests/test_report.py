@@ -356,8 +356,8 @@ def test_the_table_by_energy_names_the_worst_bin() -> None:
 
 def test_six_candidates_fit_and_a_seventh_is_refused(tmp_path: Path) -> None:
     cards = {f"candidate {number}": card(0.01 * number, "differs") for number in range(6)}
-    html = render_page(cards)
-    assert len(html) < 10e6 and all(f"candidate {number}" in html for number in range(6))
+    html = render_page(cards, only=("by-energy", "energy"))
+    assert all(f"candidate {number}" in html for number in range(6))
     with pytest.raises(InvalidConfig, match="1 to 6"):
         report(events(), {**cards, "seventh": card()}, tmp_path / "r.html")
 

@@ -61,7 +61,7 @@ STYLE: Any = {
     "ytick.major.pad": 4,
     "svg.fonttype": "path",
     "svg.hashsalt": "minicarlo",
-    "pdf.fonttype": 42,
+    "pdf.fonttype": 3,  # Matplotlib 3.11 mixes up letters of Type 42 fonts that several pages share
     "figure.dpi": 96,
 }
 
