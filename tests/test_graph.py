@@ -21,7 +21,14 @@ from minicarlo.graph.model import Graph
 from minicarlo.graph.normal_form import normalise
 from minicarlo.graph.recipe import Rewrite, multiply_accumulates, rewritten
 from minicarlo.graph.safety import check_onnx
-from minicarlo.graph.subpixel import fold_shuffle, fold_upsampling, shuffled_layers, upsampled_layers
+from minicarlo.graph.subpixel import (
+    fold_shuffle,
+    fold_transposed,
+    fold_upsampling,
+    shuffled_layers,
+    transposed_layers,
+    upsampled_layers,
+)
 from minicarlo.graph.verify import ROUNDING, deviation, single_layers, wrong_formats
 from minicarlo.precision.rewriting import optimise, run_layer
 from minicarlo.sampling import normal_latents
@@ -168,6 +175,41 @@ def test_folding_upsampling_and_shuffles_is_exact_in_any_dimension(case):
         assert layer == "second" and fold_shuffle(graph, layer)
         normalise(graph)
         assert_same(graph, model)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 1), st.integers(0, 1), st.integers(0, 1)
+        ),
+        min_size=1,
+        max_size=3,
+    ).filter(lambda rows: max(row[1] for row in rows) > 1),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_folding_transposed_convolutions_is_exact(rows, bias, seed):
+    """Each row: grid, stride, kernel, padding before and after, output padding of one axis."""
+    grid, strides, kernel, begins, ends, more = (list(column) for column in zip(*rows, strict=True))
+    kernel = [max(k, a + b + 1) for k, a, b in zip(kernel, begins, ends, strict=True)]
+    more = [min(m, stride - 1) for m, stride in zip(more, strides, strict=True)]
+    network = Network(seed)
+    network.dense(tuple(grid), 3)
+    constants = [network.normal(3, 2, *kernel)] + ([network.normal(2)] if bias else [])
+    shape = {"kernel_shape": kernel, "strides": strides, "pads": begins + ends, "output_padding": more}
+    network.add("ConvTranspose", *constants, name="conv", **shape)
+    network.pointwise("LeakyRelu", 2, len(grid))
+    network.convolution("second", 2, 2, (1,) * len(grid), [0] * 2 * len(grid), True)
+    model = network.model()
+    graph = Graph(model)
+    normalise(graph)
+    assert [node.name for node in transposed_layers(graph)] == ["conv"]
+    assert fold_transposed(graph, "conv")
+    assert "ConvTranspose" not in kinds(graph)
+    assert_same(graph, model)
+    assert fold_shuffle(graph, "second")
+    assert_same(graph, model)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 Constant = NDArray[Any]
 
 _LARGEST_FOLDED = 2**22  # elements; a graph of a stranger may ask for more than there is
-_NEVER_FOLDED = {"ConstantOfShape", "Expand", "Tile"}  # unless what comes out is known to be small
+_GROWS = {"ConstantOfShape", "Expand", "Pad", "Resize", "Tile", "Upsample"}  # folded only when the size is known
 _DO_NOTHING = {"Identity", "Dropout"}
 
 
@@ -201,7 +201,7 @@ class Graph:
             size is not None and size > _LARGEST_FOLDED for size in sizes
         ):
             return
-        if node.op_type in _NEVER_FOLDED and None in sizes:
+        if node.op_type in _GROWS and None in sizes:
             return
         given = [numpy_helper.from_array(np.asarray(self.constants[name]), name) for name in dict.fromkeys(node.input) if name]
         made = [helper.make_empty_tensor_value_info(name) for name in node.output]

@@ -13,15 +13,23 @@ from minicarlo.graph.axes import axis_orders, turn_axes
 from minicarlo.graph.linear import merge_dense, merged_layers
 from minicarlo.graph.model import Graph, attribute
 from minicarlo.graph.normal_form import normalise
-from minicarlo.graph.subpixel import fold_shuffle, fold_upsampling, shuffled_layers, upsampled_layers
+from minicarlo.graph.subpixel import (
+    fold_shuffle,
+    fold_transposed,
+    fold_upsampling,
+    shuffled_layers,
+    transposed_layers,
+    upsampled_layers,
+)
 
-Kind = Literal["upsampling", "shuffle", "axes", "dense"]
+Kind = Literal["upsampling", "transposed", "shuffle", "axes", "dense"]
 
-KINDS: tuple[Kind, ...] = ("upsampling", "shuffle", "axes", "dense")
+KINDS: tuple[Kind, ...] = ("upsampling", "transposed", "shuffle", "axes", "dense")
 """In the order in which they are tried."""
 
 _LAYERS: dict[Kind, tuple[Callable[[Graph], list[NodeProto]], Callable[[Graph, str], bool]]] = {
     "upsampling": (upsampled_layers, fold_upsampling),
+    "transposed": (transposed_layers, fold_transposed),
     "shuffle": (shuffled_layers, fold_shuffle),
     "dense": (merged_layers, merge_dense),
 }

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from minicarlo.graph.convolution import Convolution, plain_convolution, set_convolution, upsampling
-from minicarlo.graph.model import Constant, Graph
+from minicarlo.graph.model import Constant, Graph, attribute
 from minicarlo.graph.pointwise import change_constants, moving_input
 from minicarlo.graph.shuffle import Shuffle, add_shuffle, match_shuffle
 
@@ -90,6 +90,34 @@ def fold_shuffle(graph: Graph, layer: str) -> bool:
     return True
 
 
+def transposed_layers(graph: Graph) -> list[NodeProto]:
+    """Transposed convolutions that make a grid finer."""
+    return [node for node in graph.nodes if _transposed(graph, node) is not None]
+
+
+def fold_transposed(graph: Graph, layer: str) -> bool:
+    """Make the transposed convolution `layer` a convolution on the coarse grid and a shuffle; False when it is none.
+
+    Cell o takes weight j from the coarse cell q where o + p = f q + j, so each phase has its own share of the weights.
+    """
+    node = next((n for n in transposed_layers(graph) if n.name == layer), None)
+    found = None if node is None else _transposed(graph, node)
+    if node is None or found is None:
+        return False
+    convolution, factors = found
+    source, fine = node.input[0], graph.shapes[node.output[0]][2:]
+    axes = []
+    for axis, factor in enumerate(factors):
+        length = graph.shapes[source][2 + axis]
+        row = (factor, convolution.kernel[axis], convolution.begins[axis], length, fine[axis])
+        fitting = [each for each in (_transposed_axis(*row, shift) for shift in range(factor)) if each.begin >= 0]
+        axes.append(min(fitting, key=lambda each: each.cost))
+    del node.attribute[:]
+    node.op_type = "Conv"
+    _put(graph, node, source, convolution, axes, factors, fine)
+    return True
+
+
 def _put(
     graph: Graph,
     node: NodeProto,
@@ -148,6 +176,15 @@ def _phase_axis(factor: int, kernel: int, begin: int, start: int, length: int, s
     return Axis(taps.astype(np.float64), -low, end, coarse, shift)
 
 
+def _transposed_axis(factor: int, kernel: int, begin: int, length: int, size: int, shift: int) -> Axis:
+    steps = np.arange(factor)[:, None] - shift + begin - np.arange(kernel)
+    places, meets = steps // factor, steps % factor == 0
+    low, high = (int(bound) for bound in (places[meets].min(), places[meets].max()))
+    coarse, end = _extent(size + shift, factor, high, length)
+    taps = (places[:, None, None, :] == np.arange(low, high + 1)[None, :, None, None]) & meets[:, None, None, :]
+    return Axis(taps.astype(np.float64), -low, end, coarse, shift)
+
+
 def _extent(fine: int, factor: int, reach: int, length: int) -> tuple[int, int]:
     """Coarse cells that hold `fine` cells, more if the input would have to be cut otherwise, and the padding after `length`."""
     coarse = max((fine - 1) // factor + 1, length - reach)
@@ -161,6 +198,29 @@ def _upsampled(graph: Graph, node: NodeProto) -> tuple[Convolution, str, tuple[i
     if convolution is None or resize is None or factors is None or min(convolution.begins + convolution.ends) < 0:
         return None
     return convolution, resize.input[0], factors[2:]
+
+
+def _transposed(graph: Graph, node: NodeProto) -> tuple[Convolution, tuple[int, ...]] | None:
+    """The weights as those of a convolution (out, in, *kernel), and the factor per axis."""
+    if node.op_type != "ConvTranspose" or any(name and name not in graph.constants for name in node.input[1:]):
+        return None
+    weights = graph.constants[node.input[1]]
+    rank = weights.ndim - 2
+    strides, pads = (
+        tuple(attribute(node, name, default)) for name, default in (("strides", [1] * rank), ("pads", [0] * 2 * rank))
+    )
+    if (
+        attribute(node, "auto_pad", "NOTSET") != "NOTSET"
+        or attribute(node, "group", 1) != 1
+        or any(step != 1 for step in attribute(node, "dilations", [1] * rank))
+        or attribute(node, "output_shape") is not None
+        or max(strides) == 1
+        or any(begin >= length for begin, length in zip(pads[:rank], weights.shape[2:], strict=True))
+        or graph.rank(node.output[0]) != rank + 2
+    ):
+        return None
+    bias = graph.constants[node.input[2]] if len(node.input) > 2 and node.input[2] else None
+    return Convolution(weights.swapaxes(0, 1), bias, pads[:rank], pads[rank:]), strides
 
 
 def _shuffled(graph: Graph, node: NodeProto) -> tuple[Convolution, list[NodeProto], str, Shuffle] | None:

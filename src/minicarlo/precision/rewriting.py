@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, has_bf16, machine, read_model, usable_cores
-from minicarlo.errors import OutputError
+from minicarlo.errors import InvalidSurrogate, OutputError
 from minicarlo.graph.model import Graph
 from minicarlo.graph.recipe import KINDS, Rewrite, multiply_accumulates, rewrites, rewritten
 from minicarlo.graph.verify import ROUNDING, SingleLayer, deviation, single_layers, wrong_formats
-from minicarlo.precision.timing import measure_speedup
+from minicarlo.precision.history import plain
+from minicarlo.precision.timing import Speedup, measure_speedup
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
 
@@ -64,8 +65,8 @@ class OptimiseResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
-        return dataclasses.asdict(self)
+        """For --json and the manifest."""
+        return {name: plain(value) for name, value in dataclasses.asdict(self).items()}
 
 
 def optimise(
@@ -159,7 +160,7 @@ class _Search:
         """Speed of the best graph over the original's, by format."""
         if self._objective == "macs":
             return {}
-        return {form: self._speedup(self._surrogate.onnx, self.best.onnx, form) for form in self._formats}
+        return {form: self._speedup(self._surrogate.onnx, self.best.onnx, form).value for form in self._formats}
 
     def _try(self, rewrite: Rewrite) -> None:
         if rewrite.kind == "axes":  # before all else, in place of another order
@@ -168,8 +169,9 @@ class _Search:
             recipe = [*self.best.recipe, rewrite]
         made = self._candidate(recipe)
         wrong, before = (sum(map(len, each.wrong_kernels.values())) for each in (made, self.best))
-        gain = self._gain(made)
-        kept = made.deviation <= ROUNDING and (wrong < before or (wrong == before and gain > WORTH))
+        same = made.deviation <= ROUNDING
+        gain, pays = self._gain(made) if same else (0.0, False)
+        kept = same and (wrong < before or (wrong == before and pays))
         self.attempts.append(Attempt(rewrite.kind, rewrite.target, gain, made.deviation, wrong, kept))
         loser = self.best if kept else made
         if kept:
@@ -180,20 +182,25 @@ class _Search:
     def _candidate(self, recipe: list[Rewrite]) -> _Candidate:
         graph = rewritten(self.original, recipe)
         onnx = graph.serialise()
-        found = self._compile(onnx, "fp32").run(self._latent, self._energy)
+        try:
+            found = self._compile(onnx, "fp32").run(self._latent, self._energy)
+        except InvalidSurrogate:  # the runtime does not take it
+            return _Candidate(recipe, graph, onnx, math.inf, {})
         difference = deviation(self._expected, found, self._surrogate.manifest.readout_threshold_mev)
         return _Candidate(recipe, graph, onnx, difference, self._audit(graph))
 
-    def _gain(self, made: _Candidate) -> float:
+    def _gain(self, made: _Candidate) -> tuple[float, bool]:
+        """How much faster than the best so far, and whether that is sure: in no format slower, beyond the scatter of windows."""
         if self._objective == "macs":
-            return multiply_accumulates(self.best.graph) / max(multiply_accumulates(made.graph), 1)
-        return math.exp(
-            sum(math.log(self._speedup(self.best.onnx, made.onnx, form)) for form in self._formats) / len(self._formats)
-        )
+            ratio = multiply_accumulates(self.best.graph) / max(multiply_accumulates(made.graph), 1)
+            return ratio, ratio > WORTH
+        found = [self._speedup(self.best.onnx, made.onnx, form) for form in self._formats]
+        mean = math.exp(sum(math.log(each.value) for each in found) / len(found))
+        return mean, mean > WORTH and all(each.value - each.spread > 1 for each in found)
 
-    def _speedup(self, before: bytes, after: bytes, form: str) -> float:
+    def _speedup(self, before: bytes, after: bytes, form: str) -> Speedup:
         pair = (self._compile(before, form), self._compile(after, form))
-        return measure_speedup(*pair, self._latent, self._energy, seconds=self._seconds).value
+        return measure_speedup(*pair, self._latent, self._energy, seconds=self._seconds)
 
     def _compile(self, onnx: bytes, form: str) -> CompiledGenerator:
         key = (_digest(onnx), form)
