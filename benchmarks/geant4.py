@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import shower_physics as physics
 
-from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, get_detector
+from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, Detector, get_detector
 from minicarlo.events import events_info, read_events
 from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
 from minicarlo.simulators import Primaries, Setup, simulate
@@ -36,6 +36,7 @@ from minicarlo.simulators.geant4 import Geant4Session, Geant4Simulator
 
 CUTS_MM = (0.02, 0.1, 0.3, 0.7, 2.0)
 CUT_GEV = 1.0
+ALL_GEV = 5.0
 
 
 def measure(detector: str, gev: list[float], events: int, jobs: int, folder: Path) -> dict[str, Any]:
@@ -55,6 +56,9 @@ def measure(detector: str, gev: list[float], events: int, jobs: int, folder: Pat
         path = folder / f"{detector}-cut-{cut:g}mm"
         simulate(events, f"{CUT_GEV:g}GeV", output=path, detector=detector, cut_mm=cut, seed=2, jobs=jobs, shard_size=50)
         fractions.append(physics.sampling_fraction(read_events(path)))
+    path = folder / f"{detector}-all-{ALL_GEV:g}GeV"
+    simulate(events, f"{ALL_GEV:g}GeV", output=path, detector=all_read_out(detector), seed=3, jobs=jobs, shard_size=50)
+    everything = read_events(path)
     slope, offset = physics.fit_line([np.log(1e3 * energy / materials.critical) for energy in gev], maxima)
     rules = [np.log(1e3 * energy / materials.critical) - 0.5 for energy in gev]
     distance = physics.mean([physics.Mean(found.value - rule, found.error) for found, rule in zip(maxima, rules, strict=True)])
@@ -73,10 +77,20 @@ def measure(detector: str, gev: list[float], events: int, jobs: int, folder: Pat
         "stochastic": asdict(stochastic),
         "constant": asdict(constant),
         "radius_90": [asdict(value) for value in radii],
+        "all_maximum": asdict(physics.shower_maximum(everything)),
+        "all_radius_90": asdict(physics.radius_90(everything)),
+        "all_response": asdict(physics.response(everything)),
         "cuts_mm": list(CUTS_MM),
         "sampling_fraction": [asdict(value) for value in fractions],
         "seconds_per_event": seconds,
     }
+
+
+def all_read_out(detector: str) -> Detector:
+    """The same plates, all of which are read out: what a homogeneous calorimeter would measure."""
+    found = get_detector(detector)
+    plates = tuple(replace(plate, sensitive=True) for plate in found.materials)
+    return replace(found, name=f"{detector}-all", materials=plates, energy_scale=1.0)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -96,9 +110,17 @@ def table(results: list[dict[str, Any]]) -> str:
     energies = results[0]["gev"]
     for index in (0, len(energies) - 1):
         moliere = " / ".join(f"{result['expected']['moliere']:.1f}" for result in results)
-        rows.append(
-            (f"R90 at {energies[index]:g} GeV, mm", f"R_M = {moliere}", [text(r["radius_90"][index], 1, 1) for r in results])
-        )
+        rows.append((f"R90 at {energies[index]:g} GeV, mm", f"R_M = {moliere}", [text(r["radius_90"][index]) for r in results]))
+    rule = np.log(1e3 * ALL_GEV / results[0]["expected"]["critical"]) - 0.5
+    rows += [
+        (
+            f"all plates read out, {ALL_GEV:g} GeV: maximum, X0",
+            f"{rule:.2f}",
+            [text(result["all_maximum"]) for result in results],
+        ),
+        (f"all plates read out, {ALL_GEV:g} GeV: R90, mm", f"R_M = {moliere}", [text(r["all_radius_90"]) for r in results]),
+        (f"all plates read out, {ALL_GEV:g} GeV: response", "1", [text(r["all_response"], digits=4) for r in results]),
+    ]
     spans = [[mean["value"] / _mean(result) for mean in result["response"]] for result in results]
     name = f"response over its mean, {energies[0]:g} to {energies[-1]:g} GeV"
     rows.append((name, "1", [f"{min(span):.3f} to {max(span):.3f}" for span in spans]))

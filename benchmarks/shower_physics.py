@@ -69,14 +69,18 @@ def expected(detector: Detector) -> Expected:
 
 
 def sensor_depths(detector: Detector) -> Array:
-    """Mean depth of the sensitive plates of each cell, in radiation lengths from the front face, shape (nz,)."""
-    depth, middles = 0.0, []
+    """Mean depth of what each cell sees in radiation lengths from the front face, shape (nz,).
+
+    Where several plates of a layer are read out, each counts by what minimum ionising particles leave in it.
+    """
+    depth, middles, losses = 0.0, [], []
     for plate in detector.materials:
         lengths = plate.mm / SUBSTANCES[plate.name].x0
         if plate.sensitive:
             middles.append(depth + lengths / 2)
+            losses.append(plate.mm * SUBSTANCES[plate.name].mip)
         depth += lengths
-    within = np.mean(middles) + depth * np.arange(detector.layers_per_cell).mean()
+    within = np.average(middles, weights=losses) + depth * np.arange(detector.layers_per_cell).mean()
     return np.asarray(within + depth * detector.layers_per_cell * np.arange(detector.layers), np.float64)
 
 

@@ -77,7 +77,7 @@ class TestElectrons:
             assert abs(response.value / mean - 1) < 0.03 + 4 * response.error / mean
 
     def test_are_measured_with_an_error_that_falls_with_the_root_of_their_energy(self, physics, showers):
-        """16 % for 1 GeV where a layer has 0.64 radiation lengths (CALICE, silicon and tungsten: 16.5 %), 12 % where it has 0.40."""
+        """16 % at 1 GeV with layers of 0.64 radiation lengths (CALICE, W and Si: 16.5 %), 12 % with layers of 0.40."""
         values = [physics.resolution(part) for part in showers[1].values()]
         stochastic, constant = physics.fit_resolution(list(showers[1]), values)
         usual = {CLIC_ECAL: 0.16, PAR04_SIW: 0.12}[showers[0].name]
