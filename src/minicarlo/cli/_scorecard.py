@@ -62,27 +62,29 @@ def _verdict(card: Scorecard) -> str:
         f"{format_seconds(card.seconds or 0.0)}."
     ]
     if card.headline is not None:
-        lines.append(f"The error is worth {card.headline.events:,} Monte Carlo events: {card.headline.words}.")
+        lines.append(f"{card.headline.words[0].upper()}{card.headline.words[1:]}.")
     if counts[0]:
         differing = sorted(
             (name for name, score in scores.items() if score.verdict == DIFFERS), key=lambda name: scores[name].visible_at or 0
         )
         lines.append(f"{counts[0]} of {len(scores)} observables differ, first those that show it with the fewest events:")
-        shown = [(f"  {name}", f"{scores[name].visible_at:,}", _words(scores[name])) for name in differing[:_SHOWN]]
+        shown = [(f"  {name}", f"{_count(scores[name].visible_at)}", _words(scores[name])) for name in differing[:_SHOWN]]
         widths = [max(len(row[k]) for row in shown) for k in range(2)]
         lines += [f"{name:<{widths[0]}}  {events:>{widths[1]}}  {words}" for name, events, words in shown]
     if counts[1]:
         short = {name: score for name, score in scores.items() if score.verdict == NOT_ENOUGH}
         most = max(short, key=lambda name: short[name].needed or 0)
-        lines.append(
-            f"{counts[1]} of {len(scores)} observables have too few events to find a difference of the tolerance: "
-            f"{most} needs {short[most].needed:,} on either side."
-        )
+        lines.append(f"{counts[1]} of {len(scores)} observables have too few events to find a difference of the tolerance;")
+        lines.append(f"{most} needs the most, {short[most].needed or 0:,} on either side.")
     lines += [
         f"Classifier {name} tells them apart." for name, score in card.classifier.items() if score and score.verdict == DIFFERS
     ]
     lines += [f"{part.words}." for part in card.interpolation]
     return "\n".join(lines)
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
 
 
 def _words(score: ObservableScore) -> str:

@@ -126,9 +126,9 @@ def interpolation(parts: Mapping[str, Resampled], bins: Bins) -> list[Interpolat
                 mean=mean,
                 observables={name: _interpolated(row) for name, row in rows.items()},
                 worst=worst,
-                words=f"{low / 1000:.3g} to {high / 1000:.3g} GeV, held out: mean Wasserstein distance "
+                words=f"{low / 1000:.3g} to {high / 1000:.3g} GeV, held out: mean distance "
                 f"{plus_minus(inside[0], inside[1:].std(ddof=1))} against "
-                f"{plus_minus(outside[0], outside[1:].std(ddof=1))} in the bins beside it; worst {worst}",
+                f"{plus_minus(outside[0], outside[1:].std(ddof=1))} beside it; worst {worst}",
             )
         )
     return found
