@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,12 @@ from minicarlo.fidelity import tables
 from minicarlo.fidelity.binning import edges_of
 from minicarlo.fidelity.cern import CernFigure
 from minicarlo.fidelity.conditional import Bins, InBins, Range, interpolation
+from minicarlo.fidelity.correlation import CorrelationDistance, at_fixed_energy, pair_words
 from minicarlo.fidelity.definitions import UNITS
 from minicarlo.fidelity.differences import Moments, beyond_chance, deviation_difference, difference, energy_difference
 from minicarlo.fidelity.distances import (
     GRID,
     LAYER_GRID,
-    CorrelationDistance,
     Distance,
     EnergyDependence,
     Float,
@@ -29,7 +30,7 @@ from minicarlo.fidelity.distances import (
     bin_index,
     grid_edges,
 )
-from minicarlo.fidelity.observables import Measured
+from minicarlo.fidelity.observables import Measured, shower_quantities
 from minicarlo.fidelity.resampling import Resampled, Resamples, resample, resample_all
 from minicarlo.fidelity.scorecard import (
     DIFFERS,
@@ -38,11 +39,13 @@ from minicarlo.fidelity.scorecard import (
     BinScore,
     CernBin,
     CernScore,
+    Correlations,
     Difference,
     Histogram,
     Interpolation,
     LayerScore,
     ObservableScore,
+    PairScore,
     Score,
     Verdict,
 )
@@ -53,7 +56,6 @@ OBSERVABLES_ALPHA = 0.03
 
 _BINS = "bins"
 _LAYER_HISTOGRAMS = 5
-_CORRELATED = ("response", "occupancy", "centre_x", "centre_y", "centre_z", "width_x", "width_y", "width_z", "lateral_mean")
 _DEVIATIONS = ("linearity", "resolution", "longitudinal_profile", "lateral_profile", "correlation")
 
 Progress = Callable[[int, int], None]
@@ -78,11 +80,9 @@ class Comparison:
         response = self.pooled("response")
         self.linearity = EnergyDependence.of(response, self.bins.index, len(self.bins), 1)
         self.resolution = EnergyDependence.of(response, self.bins.index, len(self.bins), 2)
-        layers = self.pooled("layer_fraction")
-        self.correlated = [*_CORRELATED, *(f"layer_fraction_{layer}" for layer in range(layers.shape[1]))]
-        self.correlation = CorrelationDistance.of(
-            np.concatenate([np.stack([self.pooled(name) for name in _CORRELATED], axis=1), layers], axis=1)
-        )
+        self.correlated, quantities = shower_quantities(ours)
+        pooled = np.concatenate([quantities, shower_quantities(theirs)[1]])
+        self.correlation = CorrelationDistance.of(at_fixed_energy(pooled, self.pooled_energy()))
         self.found: dict[str, dict[str, Resampled]] = {}
         self.histograms: dict[str, Histogram] = {}
         self.layer_histograms: dict[str, list[Histogram]] = {}
@@ -140,6 +140,8 @@ class Comparison:
             ]
         if _BINS in self.found[name]:
             fields |= self._bin_scores(name, family)
+        if name == "correlation":
+            fields["worst_pair"] = self._worst_pair()
         differs = family.differs(name)
         enough = self._needed(name, parts, family)
         return ObservableScore(
@@ -163,7 +165,8 @@ class Comparison:
         """
         tolerance = self._tolerance(name)
         if "deviation" in parts:
-            return float(family.needed(name, parts["deviation"], tolerance)[-2:].min())  # shared by all bins
+            shared = 1 if name == "correlation" else 2  # by all bins, or pairs
+            return float(family.needed(name, parts["deviation"], tolerance)[-shared:].min())
         moved = family.needed(name, parts["kolmogorov_smirnov"], tolerance / math.sqrt(2 * math.pi))
         needed = np.minimum(family.needed(name, parts[WASSERSTEIN], tolerance), moved)[: max(1, len(moved) - 1)]
         return float(needed[np.isfinite(needed)].max(initial=0.0))
@@ -207,7 +210,8 @@ class Comparison:
             place = int(parts["deviation"].scores()[0][: len(table)].argmax())
             return energy_difference("response" if name == "linearity" else name, ratio, error, self.edges, place)
         if name == "correlation":
-            return deviation_difference(parts["deviation"], "", "coefficients {} off on average")
+            most = f", most {self._worst_pair().words}" if differs else ""
+            return deviation_difference(parts["deviation"], "", f"coefficients {{}} off on average{most}")
         if name.endswith("_profile"):
             where = "layer" if name == "longitudinal_profile" else "ring"
             return deviation_difference(parts["deviation"], "%", f"mean energy per {where} {{}} off on average")
@@ -218,6 +222,26 @@ class Comparison:
         where = "" if worst is None else f"{'sector' if name == 'azimuth' else 'layer'} {worst}: "
         unit = {"mm": "mm", "layer": "layers"}.get(UNITS[name], "")
         return difference(Moments.of(values if worst is None else values[:, worst]), self.resamples, unit, where, shape)
+
+    @cached_property
+    def correlations(self) -> Correlations:
+        """Pearson matrices of both sets."""
+        return tables.correlations(self.correlation, self.correlated, self.resamples)
+
+    def _worst_pair(self) -> PairScore:
+        part = self.found["correlation"]["deviation"]
+        column = int(part.scores()[0][:-1].argmax())
+        row, other = self.correlation.pair(column)
+        first, second = self.correlated[row], self.correlated[other]
+        reference, candidate = (matrix[row][other] for matrix in (self.correlations.reference, self.correlations.candidate))
+        return PairScore(
+            first=first,
+            second=second,
+            reference=reference,
+            candidate=candidate,
+            error=part.error[column],
+            words=pair_words(first, second, reference or 0.0, candidate or 0.0),
+        )
 
     def _cell_sums(self) -> Float:
         """Number of cells, sum of E and of E^2 per event."""

@@ -241,43 +241,6 @@ class EnergyDependence:
             return np.asarray(np.nan_to_num((fourth / variance**2 - 1) / (4 * count), posinf=0.0))
 
 
-@dataclass
-class CorrelationDistance:
-    """Mean |difference| of the Pearson coefficients of all pairs of K quantities."""
-
-    features: NDArray[np.float32]
-    quantities: int
-    power: float = 0.5
-
-    @classmethod
-    def of(cls, values: NDArray[np.floating]) -> CorrelationDistance:
-        """`values`: (N, K)."""
-        scaled = values.astype(np.float64)
-        scaled = (scaled - scaled.mean(axis=0)) / np.maximum(scaled.std(axis=0), 1e-300)
-        k = scaled.shape[1]
-        rows, columns = np.triu_indices(k)
-        features = np.ones((len(scaled), 1 + k + len(rows)), np.float32)
-        features[:, 1 : k + 1] = scaled
-        np.multiply(features[:, 1 + rows], features[:, 1 + columns], out=features[:, k + 1 :])
-        return cls(features, k)
-
-    def matrix(self, sums: Float) -> Float:
-        """Pearson matrix of every row of sums, (B, K, K)."""
-        k = self.quantities
-        mean = sums[:, 1 : k + 1] / sums[:, :1]
-        second = np.empty((len(sums), k, k))
-        rows, columns = np.triu_indices(k)
-        second[:, rows, columns] = second[:, columns, rows] = sums[:, k + 1 :] / sums[:, :1]
-        covariance = second - mean[:, :, None] * mean[:, None, :]
-        deviation = np.sqrt(np.maximum(np.einsum("bii->bi", covariance), 1e-300))
-        return np.asarray(np.clip(covariance / deviation[:, :, None] / deviation[:, None, :], -1, 1))
-
-    def __call__(self, first: Float, second: Float) -> Float:
-        rows, columns = np.triu_indices(self.quantities, 1)
-        gap = np.abs(self.matrix(first) - self.matrix(second))[:, rows, columns]
-        return np.asarray(gap.mean(axis=1, keepdims=True))
-
-
 def one_hot(index: NDArray[np.integer], bins: int) -> sparse.csr_matrix:
     """(N, L) bin numbers as an (N, L * bins) matrix of zeros and ones."""
     rows, columns = index.shape

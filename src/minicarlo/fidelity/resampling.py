@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minicarlo.fidelity.correlation import Products
 from minicarlo.fidelity.distances import Distance, Float
 
 Weights = NDArray[np.uint8]
@@ -171,6 +172,8 @@ def _draws(random: np.random.Generator, number: int, strata: NDArray[np.int64]) 
 
 
 def _scaled(features: Any, weights: Float) -> Any:  # noqa: ANN401
+    if isinstance(features, Products):
+        return features.scaled(weights)
     if hasattr(features, "tocsr"):
         scaled = features.copy()
         scaled.data *= np.repeat(weights, np.diff(features.indptr)).astype(features.dtype)
@@ -179,14 +182,20 @@ def _scaled(features: Any, weights: Float) -> Any:  # noqa: ANN401
 
 
 def _total(features: Any) -> Float:  # noqa: ANN401
+    if isinstance(features, Products):
+        return features.sums(np.ones((features.shape[0], 1), np.float32))
     return np.asarray(features.sum(axis=0, dtype=np.float64)).reshape(1, -1)
 
 
-def _transposed(features: Any) -> Any:  # noqa: ANN401 - dense or sparse
+def _transposed(features: Any) -> Any:  # noqa: ANN401 - dense, sparse or products
+    if isinstance(features, Products):
+        return features
     return features.T.tocsr() if hasattr(features, "tocsr") else np.ascontiguousarray(features.T)
 
 
 def _sums(transposed: Any, weights: NDArray[np.float32]) -> Float:  # noqa: ANN401
+    if isinstance(transposed, Products):
+        return transposed.sums(weights)
     return np.ascontiguousarray((transposed @ weights).T, dtype=np.float64)
 
 

@@ -95,6 +95,23 @@ class Difference(_Part):
     """The same for people, as in "mean 1.2 ± 0.3 % higher"."""
 
 
+class PairScore(_Part):
+    """Two quantities, and how they go together."""
+
+    first: str
+    """Name of one, as in `Correlations`."""
+    second: str
+    """Name of the other."""
+    reference: Number
+    """Pearson coefficient in the reference, at fixed incident energy."""
+    candidate: Number
+    """The candidate's."""
+    error: Number
+    """Bootstrap error of their difference."""
+    words: str
+    """The same for people, as in "layer 3 and layer 4: 0.81 instead of 0.95"."""
+
+
 class BinScore(_Part):
     """One observable in one bin of incident energy."""
 
@@ -141,6 +158,8 @@ class ObservableScore(_Part):
     """The layer with the most significant difference."""
     layers: list[LayerScore] | None = None
     """Every layer by itself."""
+    worst_pair: PairScore | None = None
+    """For `correlation`: the pair with the most significant difference."""
     difference: Difference | None = None
     """The most telling difference, in words."""
     visible_at: int | None = None
@@ -328,7 +347,7 @@ class ImagePair(_Part):
 
 
 class Correlations(_Part):
-    """Pearson matrices of the named quantities."""
+    """Pearson matrices of the named quantities at fixed incident energy."""
 
     names: list[str]
     """The quantities."""

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import nnls
 
-from minicarlo.fidelity.distances import CorrelationDistance, EnergyDependence, Float
+from minicarlo.fidelity.correlation import CorrelationDistance
+from minicarlo.fidelity.distances import EnergyDependence, Float
 from minicarlo.fidelity.observables import Measured, layer_depths, ring_radii
 from minicarlo.fidelity.resampling import Resamples
 from minicarlo.fidelity.scorecard import BinProfiles, Correlations, EnergyBin, Histogram, ImagePair, Profile, ResolutionFit
@@ -143,12 +144,12 @@ def resolution_fit(table: list[EnergyBin]) -> dict[str, ResolutionFit]:
     return found
 
 
-def correlations(distance: CorrelationDistance, names: list[str], n: int) -> Correlations:
-    """Both Pearson matrices."""
-    ours, theirs = (
-        distance.matrix(part.sum(axis=0, keepdims=True))[0] for part in (distance.features[:n], distance.features[n:])
-    )
-    return Correlations(names=names, reference=ours.tolist(), candidate=theirs.tolist())
+def correlations(distance: CorrelationDistance, names: list[str], resamples: Resamples) -> Correlations:
+    """Both Pearson matrices, the candidate's events weighted to the reference's incident energies."""
+    n = resamples.bootstrap_reference.shape[1]
+    ours = distance.features[:n].sums(resamples.shared[:n, None].astype(np.float32))
+    theirs = distance.features[n:].sums(resamples.matching[n:, None].astype(np.float32))
+    return Correlations(names=names, reference=distance.matrix(ours)[0].tolist(), candidate=distance.matrix(theirs)[0].tolist())
 
 
 def _sizes(strata: NDArray[np.int64]) -> dict[int, int]:

@@ -151,7 +151,7 @@ def compare(
         layer_histograms=comparison.layer_histograms,
         energy_profiles=tables.energy_profiles(ours, theirs, edges),
         images=tables.images(ours, theirs),
-        correlations=tables.correlations(comparison.correlation, comparison.correlated, len(ours)),
+        correlations=comparison.correlations,
         detector=ours.detector.name,
         threshold_mev=ours.threshold_mev,
         reference=_sample(ours),

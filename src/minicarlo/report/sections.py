@@ -92,7 +92,7 @@ def _correlations(cards: Mapping[str, Scorecard], reference: str) -> Section:
         for index, (label, card) in enumerate(cards.items())
         if card.correlations
     )
-    text = "Pearson coefficients of quantities of the shower and the energy fractions of its layers."
+    text = "Pearson coefficients, at fixed incident energy, of quantities of the shower and the energy fractions of its layers."
     return Section("Correlations", text, (Group("", plots, "one"),) if plots else ())
 
 
