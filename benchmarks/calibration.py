@@ -91,6 +91,7 @@ def named(card: Scorecard, defect: Defect) -> bool:
 
 def power(
     reference: Measured,
+    clean: Measured,
     planted: Measured,
     defect: Defect,
     *,
@@ -126,7 +127,8 @@ def power(
         for repeat in range(repeats):
             random = np.random.default_rng([seed, repeat, events])
             rows = random.permutation(len(reference))[:events], random.permutation(len(planted))[:events]
-            cards.append(compare(reference[rows[0]], planted[rows[1]], seed=repeat, permutations=permutations, bootstrap=10))
+            theirs = planted[rows[1]] if defect.rows is None else clean[rows[1]][defect.rows(events, random)]
+            cards.append(compare(reference[rows[0]], theirs, seed=repeat, permutations=permutations, bootstrap=10))
         result["trials"].append(
             {
                 "events": events,
@@ -189,10 +191,12 @@ def main() -> None:
         "power": {},
     }
     events = read_events(arguments.candidate, stop=arguments.candidates)
+    clean = measure(events)
     for name in arguments.defects:
         planted = measure(DEFECTS[name].plant(events, np.random.default_rng(3)))
         results["power"][name] = power(
             reference,
+            clean,
             planted,
             DEFECTS[name],
             repeats=arguments.repeats,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minicarlo.events import EventSet
 
@@ -17,12 +18,16 @@ LAYER = 8
 
 @dataclass(frozen=True)
 class Defect:
-    """`plant` makes the defect in an event set; any of `names` is a right answer to the question what is wrong."""
+    """`plant` makes the defect in an event set; any of `names` is a right answer to the question what is wrong.
+
+    `rows`: where the defect is in which events there are, those of so many; a sub-sample would lose it.
+    """
 
     words: str
     plant: Callable[[EventSet, np.random.Generator], EventSet]
     names: frozenset[str]
     layer: int | None = None
+    rows: Callable[[int, np.random.Generator], NDArray[np.int64]] | None = None
 
 
 def scale_energy(events: EventSet, factor: float = 1.01) -> EventSet:
@@ -61,13 +66,18 @@ def shift_sideways(events: EventSet, shift_mm: float = 1.0, pitch_mm: float = 5.
     return replace(events, samples=samples)
 
 
+def repeated_rows(events: int, random: np.random.Generator, share: float = 0.05) -> NDArray[np.int64]:
+    """Numbers of events of which a share are copies of others."""
+    chosen = random.permutation(events)
+    count = round(share * events)
+    rows = np.arange(events)
+    rows[chosen[:count]] = chosen[count : 2 * count]
+    return rows
+
+
 def repeat_events(events: EventSet, random: np.random.Generator, share: float = 0.05) -> EventSet:
     """A share of the events are copies of others of the set."""
-    chosen = random.permutation(len(events))
-    count = round(share * len(events))
-    rows = np.arange(len(events))
-    rows[chosen[:count]] = chosen[count : 2 * count]
-    return events[rows]
+    return events[repeated_rows(len(events), random, share)]
 
 
 def lose_low_cells(events: EventSet, random: np.random.Generator, share: float = 0.05) -> EventSet:
@@ -100,7 +110,7 @@ DEFECTS = {
         LAYER,
     ),
     "shift": Defect("1 mm along x", lambda events, _: shift_sideways(events), frozenset({"centre_x", "layer_centre_x"})),
-    "duplicates": Defect("5 % of the events repeated", repeat_events, frozenset({"duplicates"})),
+    "duplicates": Defect("5 % of the events repeated", repeat_events, frozenset({"duplicates"}), rows=repeated_rows),
     "low cells": Defect(
         f"5 % of the cells below {LOW_ENERGY_MEV:g} MeV missing",
         lose_low_cells,

@@ -580,6 +580,7 @@ def test_halves_of_real_showers_are_indistinguishable() -> None:
         pytest.skip("MINICARLO_SHARED does not say where the Geant4 showers are")
     events = read_events(Path(shared) / "data" / "validation.h5", stop=3600)
     found = validate(events[:1800], events[1800:])
-    assert found.differing == []
+    # one comparison in 33 raises a false alarm (benchmarks/calibration.py), one in 200 at this p-value
+    assert min(score.p_value for score in found.observables.values()) > 0.005
     assert found.fpd is not None and found.kpd is not None
     assert found.response[0].ratio == pytest.approx(1, abs=0.1)
