@@ -179,6 +179,7 @@ def test_a_file_that_is_no_detector_is_told_with_its_name(tmp_path, content, mes
 def test_two_different_detectors_of_one_name_are_refused_with_what_differs() -> None:
     first = find_detector(parse_detector(DESCRIPTION | {"name": "twins"}))
     assert find_detector("twins") == first and "twins" in detector_names()
+    assert find_detector(replace(first, description="the same in other words")) == first
     with pytest.raises(
         InvalidConfig, match=r"two different detectors 'twins' \(cells \[30, 9, 11\] and \[31, 9, 11\]\)\. Rename"
     ):

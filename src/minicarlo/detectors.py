@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, tau
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -224,12 +224,12 @@ def read_detector(path: Path | str) -> Detector:
 def register_detector(detector: Detector, where: str = "Detector") -> Detector:
     """Make `get_detector` know `detector` for as long as this process lives.
 
-    Raises InvalidConfig when it is impossible, or when another detector has its name.
+    Raises InvalidConfig when it is impossible, or when a detector that differs in more than its description has its name.
     """
     if parse_detector(detector.to_description(), f"{where} {detector.name!r:.80}") != detector:
         raise InvalidConfig(f"{where} {detector.name!r:.80}: cell_size does not follow from its materials and its grid.")
     known = _DETECTORS.setdefault(detector.name, detector)
-    if known != detector:
+    if known != replace(detector, description=known.description):
         ours, theirs = known.to_description(), detector.to_description()
         changed = "; ".join(
             f"{name} {ours[name]!r:.200} and {theirs[name]!r:.200}" for name in ours if ours[name] != theirs[name]
