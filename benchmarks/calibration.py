@@ -1,8 +1,8 @@
 """Are the verdicts right? `python benchmarks/calibration.py REFERENCE.h5 CANDIDATE.h5 [-o FOLDER]`.
 
 Both files hold showers of one Monte Carlo, no shower in both. Null: random halves of sub-samples of REFERENCE are compared; the
-chance of a false alarm is known. Power: the defects of tests/planted.py are planted in CANDIDATE; what does the comparison of all
-events say, how many events does it say a comparison needs, and how often do comparisons of so many find the defect and name it?
+chance of a false alarm is known. Power: the defects of tests/planted.py are planted in CANDIDATE; what does a comparison say,
+how many events does it say the defect needs, and how often do comparisons of so many find the defect and name it?
 Everything is measured once. Writes calibration.json and calibration.png.
 """
 
@@ -95,18 +95,22 @@ def power(
     planted: Measured,
     defect: Defect,
     *,
+    asked: int,
     repeats: int,
     permutations: int,
     factors: Sequence[float],
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What all events say, and how often the defect is found and named with the events which that asks for."""
-    whole = compare(reference, planted, seed=seed, permutations=permutations, bootstrap=20)
+    """What `asked` events on either side say, and how often the defect is found and named with the events which that asks for."""
+    first = (
+        planted[:asked] if defect.rows is None else clean[:asked][defect.rows(min(asked, len(clean)), np.random.default_rng(5))]
+    )
+    whole = compare(reference[:asked], first, seed=seed, permutations=permutations, bootstrap=20)
     visible = {name: whole.observables[name].visible_at for name in defect.names & set(whole.observables)}
     found = {name: events for name, events in visible.items() if events is not None}
     result: dict[str, Any] = {
         "defect": defect.words,
-        "events": [len(reference), len(planted)],
+        "events": [min(asked, len(reference)), len(first)],
         "differing": whole.differing,
         "headline": whole.headline.model_dump() if whole.headline else None,
         "named": named(whole, defect),
@@ -148,10 +152,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for name, values in results["null"]["p_values"].items():
+    null = results["null"] or {"splits": 0, "p_values": {}}
+    for name, values in null["p_values"].items():
         left.step(np.sort(values), np.arange(1, len(values) + 1) / len(values), where="post", label=name)
     left.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="expected")
-    left.set(xlabel="p-value", ylabel=f"share of {results['null']['splits']} splits", xlim=(0, 1), ylim=(0, 1))
+    left.set(xlabel="p-value", ylabel=f"share of {null['splits']} splits", xlim=(0, 1), ylim=(0, 1))
     left.legend(loc="upper left", frameon=False)
     for name, result in results["power"].items():
         trials = result["trials"]
@@ -172,6 +177,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--events", type=int, default=1000, help="on either side of a split")
     parser.add_argument("--candidates", type=int, default=10_000, help="showers of CANDIDATE that get defects")
+    parser.add_argument("--asked", type=int, default=10_000, help="on either side of the comparison that says how many it takes")
     parser.add_argument("--permutations", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--classifiers", nargs="*", default=["trees"], choices=["trees", "high"])
@@ -187,7 +193,9 @@ def main() -> None:
             events=arguments.events,
             permutations=arguments.permutations,
             classifiers=arguments.classifiers,
-        ),
+        )
+        if arguments.splits
+        else None,
         "power": {},
     }
     events = read_events(arguments.candidate, stop=arguments.candidates)
@@ -199,6 +207,7 @@ def main() -> None:
             clean,
             planted,
             DEFECTS[name],
+            asked=arguments.asked,
             repeats=arguments.repeats,
             permutations=arguments.permutations,
             factors=(0.5, 1),
