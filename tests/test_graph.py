@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from minicarlo.engines import compile_surrogate, has_bf16
+from minicarlo.engines import compile_surrogate, has_bf16, machine
 from minicarlo.generators.gan3d import Gan3D
 from minicarlo.graph.axes import axis_orders, turn_axes
 from minicarlo.graph.linear import merge_dense, merged_layers
@@ -30,10 +31,11 @@ from minicarlo.graph.subpixel import (
     upsampled_layers,
 )
 from minicarlo.graph.verify import ROUNDING, deviation, single_layers, wrong_formats
-from minicarlo.precision.rewriting import optimise, run_layer
+from minicarlo.precision.rewriting import fastest, optimise, run_layer
 from minicarlo.sampling import normal_latents
 from minicarlo.surrogate import Surrogate, save_surrogate
 from minicarlo.training.export import to_onnx
+from small_surrogate import make_small_surrogate
 
 LATENTS = 6
 SUMS = 2e-5  # float32 sums of at most a few thousand products of order one, in another order, through up to three layers
@@ -309,6 +311,23 @@ def test_optimising_keeps_the_showers_and_says_what_it_did(gan3d, tmp_path):
     assert deviation(before, after, 0.05) < ROUNDING
     layers = compile_surrogate(fast, batch=8).precision_report()
     assert list(layers) == ["dense.conv1", "conv2", "conv3", "conv4"]
+
+
+def test_what_was_found_is_remembered_and_gives_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    small = make_small_surrogate(tmp_path / "small", width=4)
+    first = fastest(small, timing_seconds=0.02)
+    (facts,) = json.loads((tmp_path / "minicarlo" / "graphs.json").read_text()).values()
+    assert {attempt["kind"] for attempt in facts["attempts"]} == {"upsampling", "axes"}
+    second = fastest(small, timing_seconds=0.02)
+    assert first.onnx == second.onnx and first.hash == second.hash
+    assert (first is small) == (not facts["recipe"])
+
+
+def test_a_surrogate_that_was_optimised_here_is_left_as_it_is(gan3d, tmp_path):
+    graph = rewritten(Graph(gan3d.onnx), [Rewrite("upsampling", "conv2")])
+    surrogate = gan3d.with_graph(tmp_path / "fast", graph.serialise(), {"machine": machine()})
+    assert fastest(surrogate) is surrogate
 
 
 def test_showers_that_differ_in_more_than_rounding_are_seen(gan3d):

@@ -69,6 +69,8 @@ def multiply_accumulates(graph: Graph) -> int:
 
 
 def _macs(graph: Graph, node: NodeProto) -> int:
+    if any(name and name not in graph.shapes for name in (*node.input, *node.output)):
+        return 0
     if node.op_type in ("Gemm", "MatMul"):
         first = graph.shapes[node.input[0]]
         return math.prod(graph.shapes[node.output[0]]) * first[-2 if attribute(node, "transA", 0) else -1]

@@ -60,7 +60,9 @@ def deviation(expected: Array, found: Array, threshold: float) -> float:
 def single_layers(graph: Graph) -> Iterator[SingleLayer]:
     """Every convolution and matrix product with constant weights as a model of its own, plain and quantised to int8."""
     for node in graph.nodes:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in graph.constants:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.input[0] not in graph.shapes:
+            continue
+        if all(name in graph.constants or not name for name in node.input[1:]) and node.output[0] in graph.shapes:
             shape = graph.shapes[node.input[0]][1:]
             yield SingleLayer(node.name, _model(graph, node, shape, False), _model(graph, node, shape, True), math.prod(shape))
 

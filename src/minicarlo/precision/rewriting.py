@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
+from minicarlo import __version__
 from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, has_bf16, machine, read_model, usable_cores
-from minicarlo.errors import InvalidSurrogate, OutputError
+from minicarlo.errors import InvalidSurrogate, MinicarloError, OutputError
+from minicarlo.files import write_json
 from minicarlo.graph.model import Graph
 from minicarlo.graph.recipe import KINDS, Rewrite, multiply_accumulates, rewrites, rewritten
 from minicarlo.graph.verify import ROUNDING, SingleLayer, deviation, single_layers, wrong_formats
 from minicarlo.precision.history import plain
 from minicarlo.precision.timing import Speedup, measure_speedup
 from minicarlo.sampling import EnergyDistribution, normal_latents
-from minicarlo.surrogate import Surrogate
+from minicarlo.surrogate import FP32, FileRecord, Surrogate
 
 Array = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -89,12 +94,56 @@ def optimise(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
+    best, result = _find(loaded, objective, timing_seconds, progress)
+    loaded.with_graph(output, best.onnx, _facts(loaded, best, result))
+    return dataclasses.replace(result, path=str(output))
+
+
+def fastest(surrogate: Surrogate, *, timing_seconds: float = 1.0) -> Surrogate:
+    """`surrogate` with the fastest graph for its function, as `optimise` finds it: in memory, without its tuned model.
+
+    The surrogate itself when no rewrite pays, or when it comes from `optimise` on a machine like this one. What was found is
+    remembered for this surrogate and machine, so that asking again gives the same bits at once.
+    """
+    known = surrogate.manifest.graph
+    if known is not None and known.get("machine") == machine():
+        return surrogate
+    path = Path(platformdirs.user_cache_dir("minicarlo")) / "graphs.json"
+    key = hashlib.sha256(json.dumps([surrogate.hash, machine(), __version__], sort_keys=True).encode()).hexdigest()
+    facts = _recall(path).get(key)
+    if facts is None:
+        best, result = _find(surrogate, "time", timing_seconds, None)
+        facts = _facts(surrogate, best, result)
+        with suppress(OSError, MinicarloError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, _recall(path) | {key: facts})
+    recipe = [Rewrite(**rewrite) for rewrite in facts["recipe"]]
+    if not recipe:
+        return surrogate
+    onnx = rewritten(Graph(surrogate.onnx), recipe).serialise()
+    record = FileRecord(sha256=hashlib.sha256(onnx).hexdigest(), bytes=len(onnx))
+    files = {name: each for name, each in surrogate.manifest.files.items() if name == "README.md"} | {FP32: record}
+    manifest = surrogate.manifest.model_copy(update={"files": files, "graph": facts, "speed": None})
+    return dataclasses.replace(surrogate, manifest=manifest, onnx=onnx, tuned=None)
+
+
+def _recall(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _find(
+    surrogate: Surrogate, objective: Literal["time", "macs"], timing_seconds: float, progress: Progress | None
+) -> tuple[_Candidate, OptimiseResult]:
     start = time.monotonic()
-    search = _Search(loaded, objective, timing_seconds, progress)
+    search = _Search(surrogate, objective, timing_seconds, progress)
     search.run()
     best = search.best
     result = OptimiseResult(
-        path=str(output),
+        path="",
         attempts=tuple(search.attempts),
         speedup=search.over_original(),
         deviation=best.deviation,
@@ -103,12 +152,15 @@ def optimise(
         wrong_kernels=best.wrong_kernels,
         seconds=time.monotonic() - start,
     )
-    facts = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
-    made_from = hashlib.sha256(loaded.onnx).hexdigest()
+    return best, result
+
+
+def _facts(surrogate: Surrogate, best: _Candidate, result: OptimiseResult) -> dict[str, Any]:
+    """What the manifest says about the graph."""
+    made_from = hashlib.sha256(surrogate.onnx).hexdigest()
     recipe = [dataclasses.asdict(rewrite) for rewrite in best.recipe]
-    graph = {"made_from_sha256": made_from, "recipe": recipe, "tolerance": ROUNDING, "machine": machine()} | facts
-    loaded.with_graph(output, best.onnx, graph)
-    return result
+    found = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
+    return {"made_from_sha256": made_from, "recipe": recipe, "tolerance": ROUNDING, "machine": machine()} | found
 
 
 @dataclass

@@ -20,6 +20,7 @@ from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History, plain
 from minicarlo.precision.plan import FORMATS, Plan, estimated_speedup, int8_share
 from minicarlo.precision.quantization import Calibration, Quantizer
+from minicarlo.precision.rewriting import fastest
 from minicarlo.precision.sensitivity import LayerSensitivity
 from minicarlo.precision.strategies import Trial, get_strategy
 from minicarlo.surrogate import Surrogate
@@ -79,6 +80,9 @@ def tune(
 ) -> TuneResult:
     """Lower the precision of a surrogate's layers as far as a criterion allows; write it, tuned, to the new directory `output`.
 
+    With `objective="time"` the graph is first rewritten into the fastest one that computes the same (see
+    `minicarlo.precision.rewriting`); fp32 then means that graph.
+
     Candidates run on the same latents and energies as fp32. A plan passes when the upper bound of the criterion's bootstrap
     interval stays within `tolerance` on `evaluation_events` events and again on as many that the search never saw; with
     `reference`, a path of Monte Carlo events, CERN's figure against these must not be worse either. Of the plans that pass,
@@ -101,6 +105,8 @@ def tune(
         raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
     if reference is not None:
         events_info(reference)  # fails now if it cannot be read
+    if objective == "time":
+        loaded = fastest(loaded)
     measure = get_criterion(criterion, threshold_mev=loaded.manifest.readout_threshold_mev, confidence=confidence, seed=seed)
     request = {
         "surrogate": loaded.hash,
