@@ -24,10 +24,7 @@ from minicarlo.fidelity.multivariate import fpd_score, kpd_score
 from minicarlo.fidelity.observables import Measured, high_level_features, measure
 from minicarlo.fidelity.resampling import Resamples
 from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, NOT_ENOUGH, ClassifierScore, Interpolation, Sample, Scorecard
-from minicarlo.fidelity.verdicts import POWER, TOLERANCES, headline
-
-FEWEST = 50
-"""Events needed on either side."""
+from minicarlo.fidelity.verdicts import FEWEST, POWER, TOLERANCES, headline
 
 _HALVES = 20
 

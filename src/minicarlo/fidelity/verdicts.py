@@ -37,6 +37,8 @@ from minicarlo.fidelity.resampling import Resampled
 from minicarlo.fidelity.scorecard import Headline
 
 POWER = 0.9
+FEWEST = 50
+"""Events on either side below which nothing is compared, and which no estimate goes below."""
 
 _ONE_SIDED = 1.2816  # 90 % of a Gaussian lie above its mean less so many standard deviations
 _ERROR_OF_NULL = 0.8  # standard error of the mean over the mean Wasserstein distance of two samples of a Gaussian
@@ -91,13 +93,17 @@ class Family:
         )
 
     def visible_at(self, name: str) -> float:
-        """Events on either side at which the estimated difference is found; infinite without one."""
-        return self.events / max(float(self._strength(name, part, part.value[None], 1).max()) for part in self.parts[name])
+        """Events on either side at which the estimated difference is found, not below `FEWEST`; infinite without one."""
+        return max(FEWEST, self.events / self.strength(name))
+
+    def strength(self, name: str) -> float:
+        """The estimated difference over that which is found at these sizes, on the quadratic scale."""
+        return max(float(self._strength(name, part, part.value[None], 1).max()) for part in self.parts[name])
 
     def visible_replicas(self, name: str) -> Float:
         """`visible_at` of every bootstrap replica, whose distances have the noise of the sample and their own, (B,)."""
         strength = [self._strength(name, part, part.replicas, 2).max(axis=1) for part in self.parts[name] if len(part.replicas)]
-        return np.asarray(self.events / np.max(strength, axis=0))
+        return np.asarray(np.maximum(self.events / np.max(strength, axis=0), FEWEST))
 
     def _strength(self, name: str, part: Resampled, distances: Float, noise: int) -> Float:
         """Estimated difference over that which is found at these sizes; at least a tiny number."""
@@ -178,14 +184,15 @@ def headline(family: Family) -> Headline | None:
     differing = [name for name in family.parts if family.differs(name)]
     if not differing:
         return None
-    found = {name: family.visible_at(name) for name in differing}
-    observable = min(found, key=lambda name: found[name])
-    events = found[observable]
+    observable = max(differing, key=family.strength)
+    events = family.visible_at(observable)
     replicas = np.min([family.visible_replicas(name) for name in differing], axis=0)
     low, high = (events**2 / np.quantile(replicas, share) for share in (0.84, 0.16))
-    low, high = min(low, events), max(high, events)
-    interval = f"{_rounded(low)} to {_rounded(high)}"
-    words = f"the error is worth {_rounded(events)} Monte Carlo events ({interval}): so many show it in {observable}"
+    low, high = max(min(low, events), FEWEST), max(high, events)
+    worth = f"{_rounded(events)} Monte Carlo events ({_rounded(low)} to {_rounded(high)})"
+    if events <= FEWEST:
+        worth = f"fewer than {FEWEST} Monte Carlo events"
+    words = f"the error is worth {worth}: so many show it in {observable}"
     return Headline(events=math.ceil(events), observable=observable, low=math.ceil(low), high=math.ceil(high), words=words)
 
 
