@@ -36,6 +36,7 @@ from minicarlo.report.figure import (
 from minicarlo.report.names import gev, observable_title
 
 _SMALLEST_P = 1e-3
+_WORTH_A_FRAME = 0.5
 
 
 def against_energy(
@@ -173,7 +174,7 @@ def conditional(observables: Mapping[str, ObservableScore], *, title: str) -> Pi
                 axes.text(
                     column, row, _cell_words(entry.verdict, entry.p_value), ha="center", va="center", fontsize=8, color=color
                 )
-            if score.worst_bin is not None:
+            if score.worst_bin is not None and p_values[row, score.worst_bin] < _WORTH_A_FRAME:
                 axes.add_patch(Rectangle((score.worst_bin - 0.48, row - 0.46), 0.96, 0.92, fill=False, linewidth=1.6))
         axes.set_xticks(range(len(bins)), [_bin_words(entry.low, entry.high, entry.held_out) for entry in bins])
         axes.set_yticks(range(len(rows)), [plain(observable_title(name)) for name in rows])

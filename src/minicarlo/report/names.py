@@ -29,6 +29,7 @@ OBSERVABLES: dict[str, tuple[str, str]] = {
     "front_back_ratio": ("Front over back", "energy of front half / back half"),
     "azimuth_spread": ("Azimuthal spread", "spread of sectors / mean"),
     "azimuth": ("Azimuthal flatness", "energy share of a sector"),
+    "duplicates": ("Repeated showers", "share of showers that repeat another"),
     "layer_energy": ("Layer energies", "energy in the layer"),
     "layer_fraction": ("Layer fractions", "energy share of the layer"),
     "layer_sparsity": ("Layer sparsity", "share of silent cells in the layer"),

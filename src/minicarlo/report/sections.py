@@ -24,7 +24,7 @@ _SCORES = (
 )
 _CONDITIONAL = (
     "p-values of every observable in bins of incident energy, corrected for the number of tests. ✗: differs; n: not enough "
-    "events to say. The worst bin of each observable is framed."
+    "events to say. The worst bin of each observable is framed, unless nothing in it is worth a look."
 )
 _CLASSIFIERS = (
     "A classifier is trained to tell the candidate from the reference and tested on events it has not seen. An area under the "
