@@ -35,6 +35,7 @@ validation = "showers.h5"
 [training]
 steps = {steps}
 energy_steps = 4
+score_steps = 2
 batch = 4
 validation_events = 20
 validate_every = 1000
@@ -104,6 +105,17 @@ def test_a_run_killed_and_started_again_ends_with_the_same_weights(tmp_path: Pat
     states = [torch.load(tmp_path / name / "run" / "checkpoint.pt", weights_only=True)["recipe"] for name in ("whole", "killed")]
     for name, value in states[0]["generator"].items():
         assert torch.equal(value, states[1]["generator"][name]), name
+
+
+def test_an_adversarial_run_stopped_among_its_scores_ends_with_the_same_weights(tmp_path: Path, showers: Path) -> None:
+    whole, stopped = (configuration(tmp_path / name, showers, "gan3d", steps=1) for name in ("whole", "stopped"))
+    assert train(whole).steps == 3  # two by scores, one against the discriminator
+    train(stopped, steps=1)
+    train(stopped)
+    states = [torch.load(tmp_path / name / "run" / "checkpoint.pt", weights_only=True)["recipe"] for name in ("whole", "stopped")]
+    for network in ("generator", "discriminator"):
+        for name, value in states[0][network].items():
+            assert torch.equal(value, states[1][network][name]), name
 
 
 def test_the_command_line_trains_and_reports_as_json(tmp_path: Path, showers: Path) -> None:

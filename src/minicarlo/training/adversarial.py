@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from minicarlo.generators.gan3d import ENERGY_UNITS, IMAGE_UNIT_MEV, Discriminator3D, Gan3D
 from minicarlo.training.config import Training
+from minicarlo.training.scores import Balance, ShowerFeatures, score_showers, warm_up_and_cosine
 from minicarlo.training.showers import Showers
 
 __all__ = ["AdversarialRecipe"]
@@ -22,6 +23,9 @@ GENERATOR_STEPS = 2  # per discriminator step
 
 class AdversarialRecipe:
     """One step trains the discriminator on a real and a generated batch, then the generator twice.
+
+    Before the first such step the generator may have `score_steps` by itself, by proper scoring rules: a start from which the
+    published losses need days less.
 
     As published: RMSprop, flipped labels, losses `2 BCE + 0.1 MAPE(energy) + 0.1 MAPE(total)`, the total of a generated shower
     compared with a polynomial fit of the Monte Carlo's mean visible energy. The energies of generated batches are those of
@@ -45,13 +49,18 @@ class AdversarialRecipe:
             "discriminator": torch.optim.RMSprop(
                 self.discriminator.parameters(), lr=settings.discriminator_learning_rate, alpha=0.9
             ),
+            "scores": torch.optim.Adam(self.generator.parameters(), lr=settings.score_learning_rate, betas=(0.9, 0.98)),
         }
-        self.total_steps = settings.steps
+        self.features, self.balance = ShowerFeatures(generator.sample_shape, generator.threshold_mev), Balance()
+        self.features.weights = self.features.weights.to(device)
+        self.total_steps = settings.score_steps + settings.steps
         self.fit = fit_visible_energy(showers, generator.high_mev).to(device)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimisation step; returns the losses by name."""
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
+        if step < self.settings.score_steps:
+            return self.score_step(step)
         batch = self.showers.draw(self.settings.batch, self.settings.seed, step).to(self.device)
         losses = {f"discriminator/{name}": value for name, value in self.discriminator_step(batch).items()}
         for part in range(GENERATOR_STEPS):
@@ -60,6 +69,17 @@ class AdversarialRecipe:
                 losses[f"generator/{name}"] = value
         self.update_average(step)
         return losses
+
+    def score_step(self, step: int) -> dict[str, float]:
+        """One step of the generator by proper scoring rules, at a rate that falls to 1 % in the end."""
+        for group in self.optimisers["scores"].param_groups:
+            group["lr"] = self.settings.score_learning_rate * warm_up_and_cosine(step, self.settings.score_steps)
+        batch = self.showers.draw(self.settings.batch, self.settings.seed, step).to(self.device)
+        cells = self.make(batch.incident_energy.repeat(2, 1)) * IMAGE_UNIT_MEV
+        losses = score_showers(self.features, cells, batch.energy, batch.layer_energies)
+        descend(self.optimisers["scores"], self.balance(losses))
+        self.update_average(step)
+        return {f"scores/{name}": float(loss.detach()) for name, loss in losses.items()}
 
     def discriminator_step(self, batch: Showers) -> dict[str, float]:
         with torch.no_grad():
@@ -121,6 +141,7 @@ class AdversarialRecipe:
             "average": self.average.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "running": self.balance.running,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -129,6 +150,7 @@ class AdversarialRecipe:
             module.load_state_dict(state[name])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
+        self.balance.running = dict(state["running"])
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -26,10 +26,16 @@ class Data(Section):
 
 
 class Training(Section):
-    """`steps` are of the main network; `energy_steps` of the layer-energy network of `shower2d`, trained before it."""
+    """`steps` are of the main network.
+
+    Before them come `energy_steps` of the layer-energy network of `shower2d`, or `score_steps` of the generator of `gan3d` alone,
+    by proper scoring rules, at `score_learning_rate`.
+    """
 
     steps: int = Field(ge=0)
     energy_steps: int = Field(default=6000, ge=0)
+    score_steps: int = Field(default=0, ge=0)
+    score_learning_rate: float = Field(default=1e-3, gt=0)
     batch: int = Field(default=96, gt=1)
     energy_batch: int = Field(default=1024, gt=1)
     learning_rate: float = Field(default=1.5e-3, gt=0)

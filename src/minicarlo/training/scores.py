@@ -8,13 +8,40 @@ probability score; applied to sums, moments and patches of a shower it makes the
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from minicarlo.generators.shower2d import to_root
 
-__all__ = ["ShowerFeatures", "Standardisation", "Whitening", "energy_score", "layer_energy_features", "ranked_probability_score"]
+__all__ = [
+    "Balance",
+    "ShowerFeatures",
+    "Standardisation",
+    "Whitening",
+    "energy_score",
+    "layer_energy_features",
+    "ranked_probability_score",
+    "score_showers",
+    "warm_up_and_cosine",
+]
 
+GROUP_WEIGHTS = {
+    "cells": 2.0,
+    "patches": 1.0,
+    "hits": 0.5,
+    "hits in layers": 0.5,
+    "moments": 0.5,
+    "ring shares": 0.5,
+    "frames": 0.5,
+    "hits in frames": 0.5,
+    "total": 2.0,
+    "features": 1.0,
+    "white vector": 1.0,
+    "white projections": 0.5,
+    "white": 0.5,
+}
 THRESHOLD_WIDTH = 0.03  # of the smoothed hit count, in the root scale of `to_root`
 
 
@@ -148,3 +175,39 @@ class ShowerFeatures:
             "moments": moments.sum(1) / total,
             "ring shares": ring_energies.sum(1) / total,
         }
+
+
+def score_showers(features: ShowerFeatures, cells: Tensor, truth: Tensor, layer_energies: Tensor) -> dict[str, Tensor]:
+    """Scores of two generated samples (2 N, 25, 25, 25), one after the other, against the truth (N, 25, 25, 25)."""
+    n = len(truth)
+    energy = torch.cat([cells, truth])
+    roots = features.cells(energy)
+    losses = {"cells": ranked_probability_score(*roots.split(n))}
+    losses["patches"] = energy_score(*features.patches(roots).split(n))
+    for name, values in features.sums(energy, layer_energies.repeat(3, 1)).items():
+        losses[name] = ranked_probability_score(*values.split(n))
+    return losses
+
+
+class Balance:
+    """Adds up groups of losses, each divided by its own running mean, so that no group's unit or size decides its weight.
+
+    `GROUP_WEIGHTS` states the exceptions. `running` is the state.
+    """
+
+    def __init__(self) -> None:
+        self.running: dict[str, float] = {}
+
+    def __call__(self, losses: dict[str, Tensor]) -> Tensor:
+        total = torch.zeros_like(next(iter(losses.values())))
+        for name, loss in losses.items():
+            value = max(float(loss.detach()), 1e-6)
+            self.running[name] = value if name not in self.running else 0.99 * self.running[name] + 0.01 * value
+            total = total + loss * (GROUP_WEIGHTS.get(name, 0.3) / max(self.running[name], 1e-6))
+        return total
+
+
+def warm_up_and_cosine(step: int, length: int) -> float:
+    """Learning-rate factor: linear over the first 300 steps, then a cosine to 1 % at the end."""
+    progress = step / max(1, length)
+    return min(1.0, (step + 1) / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

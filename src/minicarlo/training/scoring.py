@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,40 +12,27 @@ from torch import Tensor, nn
 from minicarlo.generators.shower2d import LATENT_ENERGIES, LATENT_NOISE, LATENT_SHAPE, MEV_PER_VISIBLE_UNIT, Shower2D
 from minicarlo.training.config import Training
 from minicarlo.training.scores import (
+    Balance,
     ShowerFeatures,
     Standardisation,
     Whitening,
     energy_score,
     layer_energy_features,
     ranked_probability_score,
+    score_showers,
+    warm_up_and_cosine,
 )
 from minicarlo.training.showers import Showers
 
 __all__ = ["ScoringRecipe"]
 
 PROJECTIONS = 64
-GROUP_WEIGHTS = {
-    "cells": 2.0,
-    "patches": 1.0,
-    "hits": 0.5,
-    "hits in layers": 0.5,
-    "moments": 0.5,
-    "ring shares": 0.5,
-    "frames": 0.5,
-    "hits in frames": 0.5,
-    "total": 2.0,
-    "features": 1.0,
-    "white vector": 1.0,
-    "white projections": 0.5,
-    "white": 0.5,
-}
 
 
 class ScoringRecipe:
     """Two phases of one training: `energy_steps` of the layer-energy network, then `steps` of the shape network.
 
-    Each group of features enters with its loss divided by that loss's running mean, so that no group's unit or size decides its
-    weight; `GROUP_WEIGHTS` states the exceptions.
+    Each group of features is weighted as `Balance` says.
     """
 
     def __init__(self, generator: Shower2D, showers: Showers, settings: Training, device: torch.device, bf16: bool) -> None:
@@ -66,10 +52,10 @@ class ScoringRecipe:
             condition = generator.features(showers.incident_energy)
             self.standardisation = Standardisation(layer_energy_features(root), condition)
             self.whitening = Whitening(root, condition)
-        self.running: dict[str, float] = {}
-        self.compare, self.make_cells = compare, self.generator.cells
+        self.balance = Balance()
+        self.compare, self.make_cells = score_showers, self.generator.cells
         if settings.compile:
-            self.compare, self.make_cells = torch.compile(compare), torch.compile(self.generator.cells)
+            self.compare, self.make_cells = torch.compile(score_showers), torch.compile(self.generator.cells)
         self.total_steps = settings.energy_steps + settings.steps
         self.set_initial_values()
 
@@ -94,7 +80,7 @@ class ScoringRecipe:
             group["lr"] = self.settings.learning_rate * warm_up_and_cosine(step - first, length)
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
         losses = self.energy_losses(step) if phase == "energies" else self.shape_losses(step)
-        total = self.weighted(losses)
+        total = self.balance(losses)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(getattr(self.generator, phase).parameters(), 1.0)
@@ -132,14 +118,6 @@ class ScoringRecipe:
         cells = self.make_cells(z_shape, z_noise, layers, incident).contiguous()
         return self.compare(self.features, cells, batch.energy, batch.layer_energies)
 
-    def weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        total = torch.zeros((), device=self.device)
-        for name, loss in losses.items():
-            value = max(float(loss.detach()), 1e-6)
-            self.running[name] = value if name not in self.running else 0.99 * self.running[name] + 0.01 * value
-            total = total + loss * (GROUP_WEIGHTS.get(name, 0.3) / max(self.running[name], 1e-6))
-        return total
-
     @torch.no_grad()
     def update_average(self, step: int) -> None:
         decay = min(0.999, (1 + step) / (10 + step))
@@ -156,7 +134,7 @@ class ScoringRecipe:
             "generator": self.generator.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-            "running": self.running,
+            "running": self.balance.running,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,26 +142,8 @@ class ScoringRecipe:
         self.average.load_state_dict(state["average"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
-        self.running = dict(state["running"])
-
-
-def compare(features: ShowerFeatures, cells: Tensor, truth: Tensor, layer_energies: Tensor) -> dict[str, Tensor]:
-    """Scores of two generated samples (2 N, 25, 25, 25), one after the other, against the truth (N, 25, 25, 25)."""
-    n = len(truth)
-    energy = torch.cat([cells, truth])
-    roots = features.cells(energy)
-    losses = {"cells": ranked_probability_score(*roots.split(n))}
-    losses["patches"] = energy_score(*features.patches(roots).split(n))
-    for name, values in features.sums(energy, layer_energies.repeat(3, 1)).items():
-        losses[name] = ranked_probability_score(*values.split(n))
-    return losses
+        self.balance.running = dict(state["running"])
 
 
 def tensors(module: nn.Module) -> Iterator[Tensor]:
     return iter(module.parameters())
-
-
-def warm_up_and_cosine(step: int, length: int) -> float:
-    """Learning-rate factor: linear over the first 300 steps, then a cosine to 1 % at the end."""
-    progress = step / max(1, length)
-    return min(1.0, (step + 1) / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
