@@ -46,7 +46,7 @@ def _rows(found: dict[str, Any]) -> dict[str, object]:
     for layer, form in plan["plan"].items():
         ran = plan["ran"].get(layer, form)
         rows[f"  {layer}"] = form if ran == form else f"{form} (ran in {ran})"
-    for part in ("training", "fidelity", "speed"):
+    for part in ("training", "fidelity", "speed", "graph"):
         simple = {name: value for name, value in (found[part] or {}).items() if not isinstance(value, dict | list)}
         rows |= {f"{part}.{name}": value for name, value in simple.items()}
     rows["hash"] = found["hash"]
