@@ -25,7 +25,7 @@ from minicarlo.fidelity import DIFFERS, Measured, Scorecard, compare, measure
 from minicarlo.fidelity.classifiers import CLASSIFIERS_ALPHA
 from minicarlo.fidelity.comparison import OBSERVABLES_ALPHA
 from minicarlo.fidelity.neighbours import CLOSENESS_ALPHA
-from minicarlo.fidelity.validation import FEWEST
+from minicarlo.fidelity.verdicts import FEWEST
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from planted import DEFECTS, Defect
