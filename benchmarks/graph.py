@@ -1,6 +1,6 @@
 """What each rewrite of a graph is worth: the given graph against rewritten ones, interleaved, in fp32, bf16 and int8.
 
-    python benchmarks/graph.py [SURROGATE] [--seconds 5] [--batch 32] [--threads N] [--json FILE]
+    python benchmarks/graph.py [SURROGATE] [--seconds 3] [--batch 32] [--threads N] [--json FILE]
 
 Without a surrogate, CERN's generator (`gan3d`) with random weights: they decide no timing. Run on a quiet machine; the ratios are
 medians of windows in which every graph runs in turn.
@@ -25,7 +25,7 @@ from minicarlo.precision.rewriting import wrong_kernels
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate, save_surrogate
 
-WINDOWS = 15
+WINDOWS = 9
 
 
 def random_gan3d(folder: Path) -> Surrogate:
@@ -78,7 +78,7 @@ def compiled(surrogate: Surrogate, form: str, batch: int, streams: int) -> Compi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("surrogate", nargs="?")
-    parser.add_argument("--seconds", type=float, default=5.0, help="per graph and format")
+    parser.add_argument("--seconds", type=float, default=3.0, help="per graph and format")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=usable_cores(), help="streams of one thread each")
     parser.add_argument("--formats", default="fp32,bf16,int8")
@@ -119,14 +119,12 @@ def main() -> None:
         for _ in range(WINDOWS):
             for name, generator in runs.items():
                 rates[form][name].append(count / seconds(generator, repeats[name]))
-    print(f"{'graph':28s} {'MMAC':>6s} " + " ".join(f"{form:>10s} /s {'ratio':>6s}" for form in rates) + "  wrong kernels")
-    for name in surrogates:
-        cells = []
-        for form in rates:
-            ratio = np.median(np.array(rates[form][name]) / np.array(rates[form]["as given"]))
-            cells.append(f"{np.median(rates[form][name]):10.0f} /s {ratio:6.2f}")
-        broken = ", ".join(f"{layer} {'+'.join(formats)}" for layer, formats in wrong[name].items())
-        print(f"{name:28s} {macs[name]:6.1f} " + " ".join(cells) + f"  {broken or '-'}")
+        print(f"{form}, {options.threads} x 1 thread, batches of {options.batch}", flush=True)
+        for name, found in rates[form].items():
+            ratio = np.median(np.array(found) / np.array(rates[form]["as given"]))
+            broken = [layer for layer, formats in wrong[name].items() if form in formats]
+            remark = f"  computed wrong: {', '.join(broken)}" if broken else ""
+            print(f"  {name:24s} {macs[name]:6.1f} MMAC {np.median(found):9.0f} showers/s {ratio:6.2f}{remark}", flush=True)
     if options.json:
         facts = {"machine": machine(), "batch": options.batch, "threads": options.threads, "macs": macs, "rates": rates}
         options.json.write_text(json.dumps(facts | {"wrong_kernels": wrong}, indent=2) + "\n")
