@@ -55,6 +55,7 @@ OBSERVABLES_ALPHA = 0.03
 """Chance of a false alarm of any observable."""
 
 _BINS = "bins"
+_EVENTS = 4000
 _LAYER_HISTOGRAMS = 5
 _DEVIATIONS = ("linearity", "resolution", "longitudinal_profile", "lateral_profile", "correlation")
 
@@ -245,12 +246,11 @@ class Comparison:
 
     def _cell_sums(self) -> Float:
         """Number of cells, sum of E and of E^2 per event."""
-        rows = []
-        for measured in (self.ours, self.theirs):
-            cells, event = measured.cells.astype(np.float64), _events_of_cells(measured)
-            sums = [np.bincount(event, weights, minlength=len(measured)) for weights in (cells, cells**2)]
-            rows.append(np.stack([np.diff(measured.offsets), *sums], axis=1))
-        return np.concatenate(rows).astype(np.float64)
+
+        def sums(cells: Float, event: NDArray[np.int64], events: int) -> Float:
+            return np.stack([np.bincount(event, weights, minlength=events) for weights in (None, cells, cells**2)], axis=1)
+
+        return np.concatenate([_per_event(measured, sums) for measured in (self.ours, self.theirs)])
 
     def cern(self) -> CernScore | None:
         """The CERN figure in the bins of energy and in all; None when the sets are too small."""
@@ -296,16 +296,19 @@ class Comparison:
     def _cells(self) -> None:
         """Distances of the spectrum of cells; resampled by event, since cells of one shower go together."""
         edges = edges_of("cell_energy", self.ours.cells, self.ours.threshold_mev)
-        logarithms = [np.log10(measured.cells.astype(np.float64)) for measured in (self.ours, self.theirs)]
-        step = max(1, sum(map(len, logarithms)) // 1_000_000)
-        grid = grid_edges(np.concatenate([part[::step] for part in logarithms]), GRID)
-        widths = np.diff(grid)[None] / (logarithms[0].std() or 1.0)
-        binned, fine = [], []
-        for measured, values in zip((self.ours, self.theirs), logarithms, strict=True):
-            event = _events_of_cells(measured)
-            binned.append(_counts(event, bin_index(measured.cells, edges), len(measured), len(edges) + 1))
-            place = np.clip(np.searchsorted(grid, values, side="right") - 1, 0, GRID - 1)
-            fine.append(_counts(event, place, len(measured), GRID))
+        sets = self.ours, self.theirs
+        step = max(1, sum(len(measured.cells) for measured in sets) // 1_000_000)
+        grid = grid_edges(np.log10(np.concatenate([measured.cells[::step] for measured in sets]).astype(np.float64)), GRID)
+        widths = np.diff(grid)[None] / (np.log10(self.ours.cells.astype(np.float64)).std() or 1.0)
+
+        def on_edges(cells: Float, event: NDArray[np.int64], events: int) -> NDArray[np.float32]:
+            return _counts(event, bin_index(cells, edges), events, len(edges) + 1)
+
+        def on_grid(cells: Float, event: NDArray[np.int64], events: int) -> NDArray[np.float32]:
+            place = np.clip(np.searchsorted(grid, np.log10(cells), side="right") - 1, 0, GRID - 1)
+            return _counts(event, place, events, GRID)
+
+        binned, fine = ([_per_event(measured, count) for measured in sets] for count in (on_edges, on_grid))
         wasserstein = Wasserstein(np.concatenate(fine), widths)
         separation = SeparationPower(np.concatenate(binned), len(edges) + 1)
         (spectrum,) = self._histograms(separation, [edges], UNITS["cell_energy"])
@@ -355,9 +358,15 @@ def _worst(scores: Float, columns: int) -> int:
     return int(scores.reshape(-1, columns + 1)[:, :columns].max(axis=0).argmax())
 
 
-def _events_of_cells(measured: Measured) -> NDArray[np.int64]:
-    """The number of the event of every cell."""
-    return np.repeat(np.arange(len(measured)), np.diff(measured.offsets))
+def _per_event(measured: Measured, work: Callable[[Float, NDArray[np.int64], int], NDArray[Any]]) -> NDArray[Any]:
+    """What `work` makes of the cells, the event of each cell and the number of events: rows per event, `_EVENTS` at a time."""
+    found = []
+    for start in range(0, len(measured), _EVENTS):
+        offsets = measured.offsets[start : start + _EVENTS + 1]
+        events = len(offsets) - 1
+        cells = measured.cells[offsets[0] : offsets[-1]].astype(np.float64)
+        found.append(work(cells, np.repeat(np.arange(events), np.diff(offsets)), events))
+    return np.concatenate(found)
 
 
 def _counts(event: NDArray[np.int64], place: NDArray[np.int64], events: int, bins: int) -> NDArray[np.float32]:
