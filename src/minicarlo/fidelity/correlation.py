@@ -57,11 +57,10 @@ def pair_words(first: str, second: str, reference: float, candidate: float) -> s
 class Products:
     """The products of all pairs (each also with itself) of 1 and K quantities per event, made only while they are summed.
 
-    `values` (1 + K, N), the first row ones; `weights` (N,) multiply the products of an event.
+    `values` (1 + K, N), the first row ones.
     """
 
     values: NDArray[np.float32]
-    weights: NDArray[np.float32]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,11 +69,7 @@ class Products:
         return events, rows * (rows + 1) // 2
 
     def __getitem__(self, events: slice) -> Products:
-        return Products(self.values[:, events], self.weights[events])
-
-    def scaled(self, weights: NDArray[np.floating]) -> Products:
-        """The same with other weights (N,)."""
-        return Products(self.values, (self.weights * weights).astype(np.float32))
+        return Products(self.values[:, events])
 
     def sums(self, weights: NDArray[np.float32]) -> Float:
         """Sums over the events for every column of weights (N, B), (B, products): upper triangles, row by row.
@@ -87,7 +82,7 @@ class Products:
             part = slice(start, start + _EVENTS)
             x = self.values[:, part]
             made = np.concatenate([one * x[k:] for k, one in enumerate(x)])
-            found += made @ (weights[part] * self.weights[part, None])
+            found += made @ weights[part]
         return np.ascontiguousarray(found.T)
 
 
@@ -105,7 +100,7 @@ class CorrelationDistance:
         for row, column in zip(scaled[1:], values.T, strict=True):
             column = column.astype(np.float64)
             row[:] = (column - column.mean()) / (column.std() or 1.0)
-        return cls(Products(scaled, np.ones(len(values), np.float32)))
+        return cls(Products(scaled))
 
     def pair(self, column: int) -> tuple[int, int]:
         """The two quantities of a column."""

@@ -37,15 +37,27 @@ class Resamples:
     matching: Float
     shared: Float
 
+    @property
+    def matched(self) -> bool:
+        """Whether the energies of both sets are distributed alike already."""
+        return bool(np.all(self.matching == 1))
+
     @cached_property
     def blocks(self) -> dict[str, list[NDArray[np.float32]]]:
-        """Columns of weights as they are multiplied: (events, at most `_BLOCK`) each, by name; halves as two."""
+        """Columns of weights as they are multiplied: (events, at most `_BLOCK`) each, by name; halves as two.
+
+        Of a permutation `permutations` are the weights of events that play the reference; `exchanged` are what the same events
+        would weigh in the candidate.
+        """
+        n = self.bootstrap_reference.shape[1]
+        permutations = _blocks(self.permutations, self.shared)
         return {
-            "permutations": _blocks(self.permutations),
-            "bootstrap_reference": _blocks(self.bootstrap_reference),
-            "bootstrap_candidate": _blocks(self.bootstrap_candidate),
-            "first_half": _blocks(self.halves == 1),
-            "second_half": _blocks(self.halves == 2),
+            "permutations": permutations,
+            "exchanged": permutations if self.matched else _blocks(self.permutations, self.matching),
+            "bootstrap_reference": _blocks(self.bootstrap_reference, self.shared[:n]),
+            "bootstrap_candidate": _blocks(self.bootstrap_candidate, self.matching[n:]),
+            "first_half": _blocks(self.halves == 1, self.shared[:n]),
+            "second_half": _blocks(self.halves == 2, self.shared[:n]),
         }
 
     @classmethod
@@ -122,11 +134,13 @@ def resample_all(distances: Sequence[Distance], resamples: Resamples, *, permute
     features = distances[0].features
     n = resamples.bootstrap_reference.shape[1]
     m = features.shape[0] - n
-    same = bool(np.all(resamples.matching == 1))
-    playing_ours = features if same else _scaled(features, resamples.shared)
-    playing_theirs = features if same else _scaled(features, resamples.matching)
-    ours, theirs = _transposed(playing_ours[:n]), _transposed(playing_theirs[n:])
-    value = _all(distances, _total(playing_ours[:n]), _total(playing_theirs[n:]))
+    shared, matching = (weights.astype(np.float32)[:, None] for weights in (resamples.shared, resamples.matching))
+    ours, theirs = _transposed(features[:n]), _transposed(features[n:])
+
+    def pooled(weights: NDArray[np.float32]) -> Float:
+        return _sums(ours, weights[:n]) + _sums(theirs, weights[n:])
+
+    value = _all(distances, _sums(ours, shared[:n]), _sums(theirs, matching[n:]))
     blocks = resamples.blocks
     replicas = [
         _all(distances, _sums(ours, one), _sums(theirs, two))
@@ -138,11 +152,10 @@ def resample_all(distances: Sequence[Distance], resamples: Resamples, *, permute
     ]
     null = []
     if permute:
-        pooled = [_transposed(part) for part in ([playing_ours] if same else [playing_ours, playing_theirs])]
-        total = _total(playing_theirs)
-        for labels in blocks["permutations"]:
-            sums = [_sums(part, labels) for part in pooled]
-            null.append(_all(distances, sums[0], total - sums[-1]))
+        total = pooled(matching)
+        for playing, exchanged in zip(blocks["permutations"], blocks["exchanged"], strict=True):
+            first = pooled(playing)
+            null.append(_all(distances, first, total - (first if resamples.matched else pooled(exchanged))))
     found = []
     for k, distance in enumerate(distances):
         boot = np.concatenate([part[k] for part in replicas])
@@ -171,22 +184,6 @@ def _draws(random: np.random.Generator, number: int, strata: NDArray[np.int64]) 
     return drawn
 
 
-def _scaled(features: Any, weights: Float) -> Any:  # noqa: ANN401
-    if isinstance(features, Products):
-        return features.scaled(weights)
-    if hasattr(features, "tocsr"):
-        scaled = features.copy()
-        scaled.data *= np.repeat(weights, np.diff(features.indptr)).astype(features.dtype)
-        return scaled
-    return features * weights[:, None].astype(features.dtype)
-
-
-def _total(features: Any) -> Float:  # noqa: ANN401
-    if isinstance(features, Products):
-        return features.sums(np.ones((features.shape[0], 1), np.float32))
-    return np.asarray(features.sum(axis=0, dtype=np.float64)).reshape(1, -1)
-
-
 def _transposed(features: Any) -> Any:  # noqa: ANN401 - dense, sparse or products
     if isinstance(features, Products):
         return features
@@ -199,8 +196,12 @@ def _sums(transposed: Any, weights: NDArray[np.float32]) -> Float:  # noqa: ANN4
     return np.ascontiguousarray((transposed @ weights).T, dtype=np.float64)
 
 
-def _blocks(weights: Weights | NDArray[np.bool_]) -> list[NDArray[np.float32]]:
-    return [np.ascontiguousarray(weights[start : start + _BLOCK].T, dtype=np.float32) for start in range(0, len(weights), _BLOCK)]
+def _blocks(resamples: Weights | NDArray[np.bool_], weights: Float) -> list[NDArray[np.float32]]:
+    column = weights.astype(np.float32)[:, None]
+    return [
+        np.ascontiguousarray(resamples[start : start + _BLOCK].T, dtype=np.float32) * column
+        for start in range(0, len(resamples), _BLOCK)
+    ]
 
 
 def _all(distances: Sequence[Distance], first: Float, second: Float) -> list[Float]:
