@@ -11,7 +11,7 @@ test: .venv/test/installed
 	.venv/test/bin/ruff format --check .
 	.venv/test/bin/mypy
 	.venv/test/bin/lint-imports
-	.venv/test/bin/pytest
+	OMP_NUM_THREADS=1 .venv/test/bin/pytest -n auto --dist loadfile
 
 .venv/demo/installed: pyproject.toml
 	$(PYTHON) -m venv .venv/demo
