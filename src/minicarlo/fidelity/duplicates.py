@@ -49,7 +49,9 @@ def duplicates(ours: Measured, theirs: Measured, *, seed: int) -> ObservableScor
             value=100 * share,
             error=100 * error,
             unit="%",
-            words=f"{100 * share:.2g} ± {100 * error:.1g} % of the showers repeat another",
+            words=f"{100 * share:.2g} ± {100 * error:.1g} % of the showers repeat another"
+            if found.copies or not found.too_close
+            else f"none repeats another, but showers are more alike: {100 * found.found / closest:.0f} % of the closest pairs, not 50 %",
         ),
         visible_at=_events_for(found.found / closest, density) if found.too_close else None,
         needed=needed,
