@@ -15,11 +15,13 @@ from minicarlo.fidelity.scorecard import (
     NOT_ENOUGH,
     ClassifierScore,
     EnergyBin,
+    Headline,
     Profile,
     Score,
     Scorecard,
     Verdict,
 )
+from minicarlo.fidelity.verdicts import FEWEST
 from minicarlo.report.figure import array, number
 from minicarlo.report.names import FORMAT_COLORS, OTHER_FORMAT, classifier_title, observable_title
 from minicarlo.report.scores import plus_minus, with_error
@@ -117,17 +119,22 @@ def worth_tile(cards: Mapping[str, Scorecard], reference: str) -> Tile | None:
         return Tile(
             "Worth of its error", f"> {fewest:,} showers", (f"With {fewest:,} on either side no observable shows any.",), "good"
         )
+    if headline.events <= FEWEST:
+        lines = [f"Fewer than {FEWEST} {reference} showers show the error of {label}."]
+        worth = f"< {FEWEST} showers"
+    else:
+        worth = f"{headline.events:,} showers"
+        lines = [_worth(label, headline, reference)]
+    lines.append(f"First seen in: {observable_title(headline.observable).lower()}.")
+    worths = [f"{other} {own.headline.events:,}" for other, own in cards.items() if other != label and own.headline]
+    return Tile("Worth of its error", worth, (*lines, *([f"Others: {', '.join(worths)}."] if worths else [])))
+
+
+def _worth(label: str, headline: Headline, reference: str) -> str:
     interval = (
         f" (68 %: {headline.low or 0:,} to {f'{headline.high:,}' if headline.high else 'any number'})" if headline.low else ""
     )
-    lines = [
-        f"The error of {label} is worth {headline.events:,} {reference} showers{interval}: with fewer, no observable shows it.",
-        f"First seen in: {observable_title(headline.observable).lower()}.",
-    ]
-    worths = [f"{other} {own.headline.events:,}" for other, own in cards.items() if other != label and own.headline]
-    return Tile(
-        "Worth of its error", f"{headline.events:,} showers", (*lines, *([f"Others: {', '.join(worths)}."] if worths else []))
-    )
+    return f"The error of {label} is worth {headline.events:,} {reference} showers{interval}: with fewer, no observable shows it."
 
 
 def speed_tile(bench: Mapping[str, Any]) -> Tile | None:
