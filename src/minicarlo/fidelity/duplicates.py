@@ -41,6 +41,10 @@ def duplicates(ours: Measured, theirs: Measured, *, seed: int) -> ObservableScor
     share, error = found.copies / size, math.sqrt(found.copies) / size
     needed = _events_for(0.5 + TOLERANCE / (2 * density), density) if closest else None
     enough = needed is not None and needed <= size
+    words = f"{100 * share:.2g} ± {100 * error:.1g} % of the showers repeat another"
+    if found.too_close and not found.copies:
+        part = 100 * found.found / closest
+        words = f"none repeats another, but showers are more alike: {part:.0f} % of the closest pairs, not 50 %"
     return ObservableScore(
         verdict=DIFFERS if found.too_close else INDISTINGUISHABLE if enough else NOT_ENOUGH,
         p_value=found.p_value,
@@ -49,9 +53,7 @@ def duplicates(ours: Measured, theirs: Measured, *, seed: int) -> ObservableScor
             value=100 * share,
             error=100 * error,
             unit="%",
-            words=f"{100 * share:.2g} ± {100 * error:.1g} % of the showers repeat another"
-            if found.copies or not found.too_close
-            else f"none repeats another, but showers are more alike: {100 * found.found / closest:.0f} % of the closest pairs, not 50 %",
+            words=words,
         ),
         visible_at=_events_for(found.found / closest, density) if found.too_close else None,
         needed=needed,
