@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,19 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `train`)")
 
+from minicarlo.detectors import get_detector  # noqa: E402
 from minicarlo.errors import IncompatibleEventSets, InvalidConfig, InvalidEventSet  # noqa: E402
 from minicarlo.events import read_events, write_events  # noqa: E402
 from minicarlo.generators.gan3d import Discriminator3D, Gan3D  # noqa: E402
 from minicarlo.generators.shower2d import LATENT_NOISE, Shower2D, from_root, to_root  # noqa: E402
+from minicarlo.simulators import simulate  # noqa: E402
 from minicarlo.surrogate import Surrogate, sample_path  # noqa: E402
 from minicarlo.training.config import read_config  # noqa: E402
 from minicarlo.training.loop import train  # noqa: E402
 from minicarlo.training.scores import ShowerFeatures, energy_score, ranked_probability_score  # noqa: E402
+from minicarlo.training.showers import turned  # noqa: E402
+
+SHARED = os.environ.get("MINICARLO_SHARED")
 
 CONFIG = """
 name = "small"
@@ -87,6 +93,77 @@ def test_training_gives_a_surrogate_that_computes_what_the_network_computes(
     assert made.shape == (3, 25, 25, 25)
     same = np.isclose(made, expected, rtol=1e-3, atol=1e-3)  # float32 sums in another order; a cell at the threshold may flip
     assert same.mean() > 0.999
+
+
+MINE = """
+name = "mine"
+grid = "cartesian"
+cells = [12, 9, 8]
+cell_mm = [12, 10]
+energy_scale = 20.0
+readout_threshold_mev = 0.5
+[[layers]]
+material = "G4_Pb"
+mm = 5
+[[layers]]
+material = "G4_POLYSTYRENE"
+mm = 5
+read_out = true
+"""
+
+
+@pytest.mark.skipif(
+    not SHARED or find_spec("geant4_pybind") is None,
+    reason="needs geant4-pybind, and MINICARLO_SHARED with Geant4's data sets",
+)
+@pytest.mark.parametrize("detector", ["par04-siw", "mine"])
+def test_showers_of_any_detector_train_a_surrogate_that_knows_its_geometry(
+    detector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEANT4_DATA_DIR", str(Path(str(SHARED), "geant4-data")))
+    (tmp_path / "mine.toml").write_text(MINE)
+    geant4 = str(tmp_path / "mine.toml") if detector == "mine" else detector
+    simulate(50, "200MeV:2GeV:log", output=tmp_path / "geant4.h5", detector=geant4, seed=2)
+    path = configuration(tmp_path, tmp_path / "geant4.h5", steps=3)
+    train(path)
+    # another process knows neither the TOML file nor what was trained here
+    made = tmp_path / "made.h5"
+    command = ["generate", str(tmp_path / "surrogate"), "-n", "20", "--energy", "500MeV", "--batch", "4", "--streams", "1"]
+    subprocess.run([sys.executable, "-m", "minicarlo.cli", *command, "-o", str(made)], check=True)
+    events, truth = read_events(made), read_events(tmp_path / "geant4.h5")
+    assert events.samples.shape[1:] == truth.samples.shape[1:]
+    # the layer energies begin as a Gaussian fit, so that even three steps give the response
+    response = [float((e.samples.sum((1, 2, 3)) / e.incident_energy).mean()) for e in (truth, events)]
+    assert 0.6 < response[1] / response[0] < 1.6
+
+    path.write_text(path.read_text().replace("shower2d", "gan3d"))
+    with pytest.raises(InvalidConfig, match="Use shower2d"):
+        train(path)
+
+
+@pytest.mark.parametrize("detector", ["clic-ecal", "par04-siw"])
+def test_turning_a_shower_leaves_what_does_not_depend_on_the_direction(detector: str) -> None:
+    grid = get_detector(detector)
+    energy = torch.rand(2, *grid.shape, generator=torch.Generator().manual_seed(4))
+    radii = torch.from_numpy(grid.radii_mm()).float()
+    random = np.random.default_rng(1)
+    seen = set()
+    for _ in range(20):
+        other = turned(energy, grid, random)
+        torch.testing.assert_close(other.sum((2, 3)), energy.sum((2, 3)))
+        torch.testing.assert_close(other.flatten(2) @ radii, energy.flatten(2) @ radii)
+        seen.add(float(other[0, 0, 0, 0]))
+    assert len(seen) > 3
+
+
+def test_showers_at_an_angle_are_refused(tmp_path: Path, showers: Path) -> None:
+    events = read_events(showers)
+    events.conditions["incident_theta"] = np.full(len(events), 0.3, np.float32)
+    path = configuration(tmp_path, showers)
+    (tmp_path / "showers.h5").unlink()
+    write_events(tmp_path / "showers.h5", events)
+    with pytest.raises(IncompatibleEventSets, match="incident_theta"):
+        train(path)
 
 
 def test_a_run_killed_and_started_again_ends_with_the_same_weights(tmp_path: Path, showers: Path) -> None:
@@ -223,12 +300,12 @@ def test_the_root_scale_inverts() -> None:
 
 def test_features_of_showers_match_plain_loops(showers: Path) -> None:
     energy = torch.from_numpy(read_events(showers, stop=3).samples)
-    features = ShowerFeatures().sums(energy, energy.sum((2, 3)))
+    features = ShowerFeatures(get_detector("clic-ecal"), 0.05).sums(energy, energy.sum((2, 3)))
     column = to_root(energy[1, :, 12, 12].sum())
     torch.testing.assert_close(features["columns"][1, 12 * 25 + 12], column)
-    x = torch.arange(25) - 12.0
-    mean = (energy[2].sum((0, 1)) * x).sum() / (energy[2].sum() + 0.3)
-    torch.testing.assert_close(features["moments"][2, 0], mean, rtol=1e-4, atol=1e-5)
+    y = torch.arange(25) - 12.0
+    mean = (energy[2].sum((0, 1)) * y).sum() / (energy[2].sum() + 0.3)
+    torch.testing.assert_close(features["moments"][2, 1], mean, rtol=1e-4, atol=1e-5)
 
 
 def test_the_published_network_has_the_published_size() -> None:

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from minicarlo.detectors import get_detector
-from minicarlo.errors import InvalidCondition, InvalidSurrogate, UnknownDetector
+from minicarlo.detectors import Detector, get_detector, is_built_in, parse_detector, register_detector
+from minicarlo.errors import InvalidCondition, InvalidConfig, InvalidSurrogate, UnknownDetector
 from minicarlo.events import ENERGY, events_info
 from minicarlo.files import atomic_directory
 from minicarlo.graph.safety import check_ir, check_onnx
@@ -86,6 +86,7 @@ class Manifest(BaseModel):
     sample_shape: Annotated[tuple[int, ...], Field(min_length=1, max_length=5)]
     unit: Literal["MeV"]
     detector: Name
+    geometry: dict[str, Any] | None = None
     readout_threshold_mev: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     training: dict[str, Any] = {}
     files: dict[str, FileRecord] = {}
@@ -97,6 +98,8 @@ class Manifest(BaseModel):
     def _consistent(self) -> Manifest:
         if set(self.conditions) != {ENERGY}:
             raise ValueError(f"conditions must be {ENERGY} alone")
+        if self.geometry is not None and self._described().name != self.detector:
+            raise ValueError(f"detector is {self.detector!r}, but geometry describes {self.geometry.get('name')!r:.80}")
         if get_detector(self.detector).shape != self.sample_shape:
             raise ValueError(f"sample_shape {list(self.sample_shape)} is not that of detector {self.detector}")
         unknown = sorted(set(self.files) - set(_LARGEST))
@@ -107,6 +110,14 @@ class Manifest(BaseModel):
         if 0 < sum(name in self.files for name in _TUNED) < len(_TUNED):
             raise ValueError(f"files must hold all of {', '.join(_TUNED)} or none")
         return self
+
+    def _described(self) -> Detector:
+        """The detector of `geometry`, known from now on."""
+        assert self.geometry is not None
+        try:
+            return register_detector(parse_detector(self.geometry, "geometry"), "geometry")
+        except InvalidConfig as error:
+            raise ValueError(str(error)) from None
 
 
 class TunedPlan(BaseModel):
@@ -180,7 +191,8 @@ class Surrogate:
         m = self.manifest
         parts = {name: record.sha256 for name, record in m.files.items() if name in (FP32, *_TUNED)}
         ranges = {name: [r.low, r.high] for name, r in m.conditions.items()}
-        return hashlib.sha256(json.dumps([parts, ranges, m.detector], sort_keys=True).encode()).hexdigest()
+        geometry = [] if m.geometry is None else [m.geometry]
+        return hashlib.sha256(json.dumps([parts, ranges, m.detector, *geometry], sort_keys=True).encode()).hexdigest()
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -281,6 +293,7 @@ def save_surrogate(
         "sample_shape": tuple(sample_shape),
         "unit": unit,
         "detector": detector,
+        "geometry": None if is_built_in(get_detector(detector)) else get_detector(detector).to_description(),
         "readout_threshold_mev": readout_threshold_mev,
         "training": dict(training or {}),
         "fidelity": None if fidelity is None else dict(fidelity),

@@ -16,7 +16,7 @@ class Generator(nn.Module):
     """
 
     latent_size: int
-    sample_shape: tuple[int, int, int] = (25, 25, 25)
+    sample_shape: tuple[int, int, int]
 
     def __init__(self, low_mev: float, high_mev: float, threshold_mev: float) -> None:
         super().__init__()

@@ -33,6 +33,7 @@ class Gan3D(Generator):
     """
 
     latent_size = 200
+    sample_shape = (25, 25, 25)
 
     def __init__(self, low_mev: float = 1e3, high_mev: float = 1e5, threshold_mev: float = 0.05) -> None:
         super().__init__(low_mev, high_mev, threshold_mev)

@@ -11,26 +11,25 @@ from minicarlo.generators.base import Generator
 
 __all__ = ["Shower2D", "from_root", "to_root"]
 
-LATENT_ENERGIES = 40
+LATENT_SPARE = 15  # latents of the layer energies beyond one per layer
 LATENT_SHAPE = 136
 LATENT_NOISE = 16
 NOISE_CYCLES = 4.0  # spread of the noise projection in periods, per unit of latent: many periods make the residue uniform
 STEEPNESS, LEAST_HIT = 4.0, 0.05  # a cell that fires at all rises fast to 0.03 MeV: few particles leave less in silicon
-MEV_PER_VISIBLE_UNIT = 1000.0  # layer energies are learned as sqrt(1000 E_layer / E_incident), which is of order one
 
 
 class Shower2D(Generator):
-    """One-shot conditional generator of showers on a (25, 25, 25) grid (z, x, y).
+    """One-shot conditional generator of showers on any grid, (z, x, y) or (z, phi, r).
 
     The shower is factorised as in CaloFlow (Krause and Shih, arXiv:2106.05285) into layer energies given the incident energy,
     and the shape of each layer given those energies:
 
-    1. `energies`: a multilayer perceptron from latents and incident energy to the 25 layer energies;
-    2. `shape`: a dense layer and 2D convolutions with the 25 layers as channels; it gives each cell three numbers, the
+    1. `energies`: a multilayer perceptron from latents and incident energy to the layer energies;
+    2. `shape`: a dense layer and 2D convolutions with the layers as channels; it gives each cell three numbers, the
        location and two scales of that cell's own fluctuation;
     3. each cell draws its fluctuation from a uniform number that is a fixed pseudo-random function of 16 latents (the
-       distance to the nearest integer of a random projection: uniform and continuous), so that 15,625 nearly independent
-       cells need no 15,625 latents;
+       distance to the nearest integer of a random projection: uniform and continuous), so that thousands of nearly
+       independent cells need no latents of their own;
     4. each layer is scaled to its energy of step 1, and cells under the readout threshold are set to zero.
 
     Everything of weight is a matrix product or a convolution with ReLU between, at 64 channels, which is what the int8 and bf16
@@ -41,12 +40,12 @@ class Shower2D(Generator):
         channels: width of the convolutions.
         threshold_mev: readout threshold of the detector in MeV, applied by `forward`.
         noise_seed: seed of the fixed noise projection.
+        sample_shape: cells of the detector along its axes.
+        layer_units: layer energies are learned as sqrt(layer_units E_layer / E_incident), which should be of order one.
 
     References:
         Factorised shower generation: CaloFlow, C. Krause and D. Shih, https://arxiv.org/abs/2106.05285
     """
-
-    latent_size = LATENT_ENERGIES + LATENT_SHAPE + LATENT_NOISE
 
     def __init__(
         self,
@@ -55,11 +54,16 @@ class Shower2D(Generator):
         channels: int = 64,
         threshold_mev: float = 0.05,
         noise_seed: int = 20260,
+        sample_shape: tuple[int, int, int] = (25, 25, 25),
+        layer_units: float = 1000.0,
     ) -> None:
         super().__init__(low_mev, high_mev, threshold_mev)
         self.bf16 = False  # training sets it: convolutions then compute in bf16, everything else in float32
-        self.energies = LayerEnergies()
-        self.shape = LayerShapes(channels)
+        self.sample_shape, self.layer_units = sample_shape, layer_units
+        self.energies = LayerEnergies(sample_shape[0])
+        self.shape = LayerShapes(sample_shape, channels)
+        self.latent_sizes = (self.energies.latent_size, LATENT_SHAPE, LATENT_NOISE)
+        self.latent_size = sum(self.latent_sizes)
         generator = torch.Generator().manual_seed(noise_seed)
         projection = NOISE_CYCLES * torch.randn(LATENT_NOISE, math.prod(self.sample_shape), generator=generator)
         self.projection: Tensor
@@ -73,9 +77,9 @@ class Shower2D(Generator):
             incident_energy: (N, 1) in MeV.
 
         Returns:
-            (N, 25, 25, 25) cell energies in MeV, (z, x, y).
+            (N, *sample_shape) cell energies in MeV.
         """
-        z_energies, z_shape, z_noise = latent.split((LATENT_ENERGIES, LATENT_SHAPE, LATENT_NOISE), dim=1)
+        z_energies, z_shape, z_noise = latent.split(self.latent_sizes, dim=1)
         layer_energies = self.layer_energies(z_energies, incident_energy)
         cells = self.cells(z_shape, z_noise, layer_energies, incident_energy)
         return self.over_threshold(cells)
@@ -86,19 +90,23 @@ class Shower2D(Generator):
         return torch.cat([t, t * t, t * t * t, torch.sqrt(self.low_mev / incident_energy)], dim=1)
 
     def layer_energies(self, z_energies: Tensor, incident_energy: Tensor) -> Tensor:
-        """(N, 25) energies of the layers in MeV."""
+        """(N, layers) energies of the layers in MeV."""
         root = self.energies(z_energies, self.features(incident_energy))
-        return torch.relu(root).square() * (incident_energy / MEV_PER_VISIBLE_UNIT)
+        return torch.relu(root).square() * (incident_energy / self.layer_units)
+
+    def layer_roots(self, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
+        """(N, layers) layer energies in MeV in the scale in which they are learned, of order one."""
+        return torch.sqrt(layer_energies * (self.layer_units / incident_energy))
 
     def cells(self, z_shape: Tensor, z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
-        """(N, 25, 25, 25) cell energies in MeV before the readout threshold; each layer sums to its energy."""
+        """(N, *sample_shape) cell energies in MeV before the readout threshold; each layer sums to its energy."""
         raw = self.raw_cells(z_shape, z_noise, layer_energies, incident_energy)
         total = raw.sum(dim=(2, 3), keepdim=True)
         return raw * (layer_energies[:, :, None, None] / (total + 1e-6))
 
     def raw_cells(self, z_shape: Tensor, z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
-        """(N, 25, 25, 25) cell energies in MeV before the layers are scaled to their energies."""
-        root = torch.sqrt(layer_energies * (MEV_PER_VISIBLE_UNIT / incident_energy))
+        """(N, *sample_shape) cell energies, in a unit of their own, before the layers are scaled to their energies."""
+        root = self.layer_roots(layer_energies, incident_energy)
         inputs = torch.cat([z_shape, self.features(incident_energy), root], dim=1)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
             location, tail, spread = self.shape(inputs)
@@ -108,7 +116,7 @@ class Shower2D(Generator):
         return from_root(root + (STEEPNESS * root).clamp(max=LEAST_HIT))
 
     def uniform_noise(self, z_noise: Tensor) -> Tensor:
-        """(N, 25, 25, 25) uniform numbers in [0, 1], one per cell, a fixed continuous function of 16 latents."""
+        """(N, *sample_shape) uniform numbers in [0, 1], one per cell, a fixed continuous function of 16 latents."""
         phase = z_noise @ self.projection
         uniform = 2 * (phase - torch.round(phase)).abs()
         depth, height, width = self.sample_shape
@@ -116,7 +124,7 @@ class Shower2D(Generator):
 
 
 def to_root(energy: Tensor) -> Tensor:
-    """Cell energy in MeV to the scale in which cells are learned: linear under 0.1 MeV, a square root above 1 MeV."""
+    """Cell energy in its unit to the scale in which cells are learned: linear under 0.1, a square root above 1."""
     return torch.sqrt(energy + 0.0625) - 0.25
 
 
@@ -126,21 +134,22 @@ def from_root(root: Tensor) -> Tensor:
 
 
 class LayerEnergies(nn.Module):
-    """From 40 latents and 4 energy features to 25 roots of layer energies: a Gaussian model and a perceptron that corrects it.
+    """From latents and 4 energy features to roots of layer energies: a Gaussian model and a perceptron that corrects it.
 
     `mean`, `spread` and `noise` alone are a Gaussian with the mean and spread that the layers have at an energy, and one
     correlation matrix; `fit_gaussian` sets them from Monte Carlo showers. The perceptron adds what is not Gaussian.
     """
 
-    def __init__(self, width: int = 256) -> None:
+    def __init__(self, layers: int, width: int = 256) -> None:
         super().__init__()
-        self.mean = nn.Linear(4, 25)
-        self.spread = nn.Linear(4, 25)
-        self.noise = nn.Linear(LATENT_ENERGIES, 25, bias=False)
-        self.dense1 = nn.Linear(LATENT_ENERGIES + 4, width)
+        self.latent_size = layers + LATENT_SPARE
+        self.mean = nn.Linear(4, layers)
+        self.spread = nn.Linear(4, layers)
+        self.noise = nn.Linear(self.latent_size, layers, bias=False)
+        self.dense1 = nn.Linear(self.latent_size + 4, width)
         self.dense2 = nn.Linear(width, width)
         self.dense3 = nn.Linear(width, width)
-        self.dense4 = nn.Linear(width, 25)
+        self.dense4 = nn.Linear(width, layers)
 
     def forward(self, latent: Tensor, features: Tensor) -> Tensor:
         x = torch.relu(self.dense1(torch.cat([latent, features], dim=1)))
@@ -151,55 +160,66 @@ class LayerEnergies(nn.Module):
 
     @torch.no_grad()
     def fit_gaussian(self, root: Tensor, features: Tensor) -> None:
-        """Set the Gaussian part from roots of layer energies (N, 25) at energies with `features` (N, 4); mute the perceptron."""
+        """Set the Gaussian part from roots (N, layers) at energies with `features` (N, 4), and mute the perceptron."""
         root, features = root.double(), features.double()  # so that the fit does not depend on the order of sums
         columns = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
         mean = torch.linalg.lstsq(columns, root).solution
         residual = root - columns @ mean
         spread = torch.linalg.lstsq(columns, residual.abs()).solution * math.sqrt(math.pi / 2)
-        correlation = torch.corrcoef((residual / (columns @ spread).clamp_min(1e-3)).T)
+        correlation = torch.corrcoef((residual / (columns @ spread).clamp_min(1e-3)).T).nan_to_num()
+        correlation.fill_diagonal_(1.0)  # also of a layer that never sees energy
         for layer, solution in ((self.mean, mean), (self.spread, spread)):
             layer.weight.copy_(solution[:-1].T)
             layer.bias.copy_(solution[-1])
         nn.init.zeros_(self.noise.weight)
-        self.noise.weight[:, :25] = torch.linalg.cholesky(correlation + 1e-4 * torch.eye(25).to(correlation))
+        layers = root.shape[1]
+        self.noise.weight[:, :layers] = torch.linalg.cholesky(correlation + 1e-4 * torch.eye(layers).to(correlation))
         nn.init.zeros_(self.dense4.weight)
         nn.init.zeros_(self.dense4.bias)
 
 
 class LayerShapes(nn.Module):
-    """Decoder from 136 latents, 4 energy features and 25 layer fractions to location, tail and spread of each cell.
+    """Decoder from 136 latents, 4 energy features and the layers' shares to location, tail and spread of each cell.
 
     Each stage doubles the grid by nearest-neighbour upsampling and trims it with a valid 2x2 convolution (7, 13, 25 cells a
-    side), so that the centre of the grid stays on the centre of a cell. `place13`, `place` and `profile` are learned maps:
-    what depends on the position alone need not be made by the convolutions.
+    side), so that the centre of an odd grid stays on the centre of a cell; of an even one the last row is cut off. `place13`,
+    `place` and `profile` are learned maps: what depends on the position alone need not be made by the convolutions.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, sample_shape: tuple[int, int, int], channels: int) -> None:
         super().__init__()
+        layers, *self.fine = sample_shape
+        self.middle = [side // 2 + 1 for side in self.fine]
+        self.coarse = [side // 2 + 1 for side in self.middle]
         self.channels = channels
-        self.dense1 = nn.Linear(LATENT_SHAPE + 4 + 25, 256)
-        self.dense2 = nn.Linear(256, channels * 49)
+        self.dense1 = nn.Linear(LATENT_SHAPE + 4 + layers, 256)
+        self.dense2 = nn.Linear(256, channels * math.prod(self.coarse))
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 2)
         self.conv3 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv4 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv5 = nn.Conv2d(channels, channels, 2)
-        self.location = nn.Conv2d(channels, 25, 1)
-        self.tail = nn.Conv2d(channels, 25, 1)
-        self.spread = nn.Conv2d(channels, 25, 1)
+        self.location = nn.Conv2d(channels, layers, 1)
+        self.tail = nn.Conv2d(channels, layers, 1)
+        self.spread = nn.Conv2d(channels, layers, 1)
         self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
-        self.place13 = nn.Parameter(torch.zeros(1, channels, 13, 13))
-        self.place = nn.Parameter(torch.zeros(1, channels, 25, 25))
-        self.profile = nn.Parameter(torch.zeros(3, 25, 25, 25))
+        self.place13 = nn.Parameter(torch.zeros(1, channels, *self.middle))
+        self.place = nn.Parameter(torch.zeros(1, channels, *self.fine))
+        self.profile = nn.Parameter(torch.zeros(3, *sample_shape))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.relu(self.dense1(x))
-        x = torch.relu(self.dense2(x)).view(-1, self.channels, 7, 7)
+        x = torch.relu(self.dense2(x)).view(-1, self.channels, *self.coarse)
         x = torch.relu(self.conv1(x))
-        x = torch.relu(self.conv2(self.upsample(x)) + self.place13)
+        x = torch.relu(trimmed(self.conv2(self.upsample(x)), self.middle) + self.place13)
         x = torch.relu(self.conv3(x))
         x = torch.relu(self.conv4(x))
-        x = torch.relu(self.conv5(self.upsample(x)) + self.place)
+        x = torch.relu(trimmed(self.conv5(self.upsample(x)), self.fine) + self.place)
         place = self.profile
         return self.location(x) + place[0], self.tail(x) + place[1], self.spread(x) + place[2]
+
+
+def trimmed(x: Tensor, sides: list[int]) -> Tensor:
+    """The first `sides` rows and columns of (N, C, height, width)."""
+    height, width = sides
+    return x if [*x.shape[2:]] == sides else x[:, :, :height, :width]

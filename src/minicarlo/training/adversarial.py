@@ -51,7 +51,7 @@ class AdversarialRecipe:
             ),
             "scores": torch.optim.Adam(self.generator.parameters(), lr=settings.score_learning_rate, betas=(0.9, 0.98)),
         }
-        self.features, self.balance = ShowerFeatures(generator.sample_shape, generator.threshold_mev), Balance()
+        self.features, self.balance = ShowerFeatures(showers.detector, generator.threshold_mev), Balance()
         self.features.weights = self.features.weights.to(device)
         self.total_steps = settings.score_steps + settings.steps
         self.fit = fit_visible_energy(showers, generator.high_mev).to(device)

@@ -22,7 +22,7 @@ class Data(Section):
 
     train: list[Path] = Field(min_length=1)
     validation: Path
-    detector: str = "clic-ecal"
+    detector: str | None = None  # that of the event sets
 
 
 class Training(Section):

@@ -52,7 +52,11 @@ def rename_layers(model: onnx.ModelProto) -> None:
 
 
 def export_surrogate(
-    generator: Generator, config: TrainConfig, energy_range_mev: tuple[float, float], training: dict[str, str | int | float]
+    generator: Generator,
+    config: TrainConfig,
+    detector: str,
+    energy_range_mev: tuple[float, float],
+    training: dict[str, str | int | float],
 ) -> Surrogate:
     """Write the surrogate that `config` names, in place of what an earlier run wrote there. Raises OutputError."""
     low, high = energy_range_mev
@@ -64,7 +68,7 @@ def export_surrogate(
         conditions={"incident_energy": {"unit": "MeV", "low": low, "high": high}},
         latent_size=generator.latent_size,
         sample_shape=generator.sample_shape,
-        detector=config.data.detector,
+        detector=detector,
         readout_threshold_mev=generator.threshold_mev,
         training=training,
         overwrite=True,

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from minicarlo.detectors import get_detector
 from minicarlo.errors import InvalidConfig, OutputError
 from minicarlo.files import atomic_path
 from minicarlo.generators.base import Generator
@@ -24,7 +23,7 @@ from minicarlo.training.adversarial import AdversarialRecipe
 from minicarlo.training.config import TrainConfig, read_config
 from minicarlo.training.export import export_surrogate
 from minicarlo.training.monitor import Monitor
-from minicarlo.training.scoring import ScoringRecipe
+from minicarlo.training.scoring import ScoringRecipe, layer_units
 from minicarlo.training.showers import Showers, load_showers
 
 __all__ = ["Recipe", "TrainResult", "train"]
@@ -90,7 +89,7 @@ def train(
             f"{config.run}: cannot be made ({error.strerror}). Set `run` to a folder that can be written."
         ) from None
     showers = load_showers(config.data.train, config.data.detector)
-    validation = load_showers([config.data.validation], config.data.detector, config.training.validation_events)
+    validation = load_showers([config.data.validation], showers.detector.name, config.training.validation_events)
     torch.manual_seed(config.training.seed)
     recipe = make_recipe(config, showers, device, bf16)
     if config.initial is not None:
@@ -119,12 +118,18 @@ def train(
 
 
 def make_recipe(config: TrainConfig, showers: Showers, device: torch.device, bf16: bool) -> Recipe:
-    threshold = get_detector(config.data.detector).readout_threshold_mev
+    detector = showers.detector
+    threshold, shape = detector.readout_threshold_mev, detector.shape
     low, high = energy_range(showers.incident_energy)
     if config.generator == "shower2d":
-        generator = Shower2D(low_mev=low, high_mev=high, threshold_mev=threshold)
+        units = layer_units(showers)
+        generator = Shower2D(low, high, threshold_mev=threshold, sample_shape=shape, layer_units=units)
         return ScoringRecipe(generator, showers, config.training, device, bf16)
-
+    if shape != Gan3D.sample_shape or detector.grid != "cartesian":
+        raise InvalidConfig(
+            f"generator: gan3d makes showers of {' x '.join(map(str, Gan3D.sample_shape))} cells (z, x, y), detector "
+            f"{detector.name} has {' x '.join(map(str, shape))} ({', '.join(detector.axes)}). Use shower2d."
+        )
     return AdversarialRecipe(Gan3D(low_mev=low, high_mev=high, threshold_mev=threshold), showers, config.training, device, bf16)
 
 
@@ -189,4 +194,4 @@ def save(config: TrainConfig, generator: Generator, showers: Showers, steps: int
         "torch": torch.__version__,
         "processor_count": os.cpu_count() or 1,
     }
-    return export_surrogate(generator, config, (low, high), training)
+    return export_surrogate(generator, config, showers.detector.name, (low, high), training)

@@ -26,6 +26,7 @@ class Monitor:
         self.folder = run / "plots"
         self.folder.mkdir(exist_ok=True)
         self.validation, self.device = validation, device
+        self.lateral = 3 if validation.detector.grid == "cylindrical" else 2  # the axis of the lateral profile: r or x
         self.history: list[dict[str, float]] = []
 
     @torch.no_grad()
@@ -43,7 +44,7 @@ class Monitor:
         incident = self.validation.incident_energy.numpy()[:, 0]
         response = [(x.sum((1, 2, 3)) / incident) for x in (true, made)]
         longitudinal = [x.mean((0, 2, 3)) for x in (true, made)]
-        lateral = [x.mean((0, 1, 3)) for x in (true, made)]
+        lateral = [x.mean((0, 1, 5 - self.lateral)) for x in (true, made)]
         hits = [(x > 0).sum((1, 2, 3)) for x in (true, made)]
         result = {
             "response": float(response[1].mean() / response[0].mean() - 1),
@@ -60,19 +61,19 @@ class Monitor:
         figure = Figure(figsize=(13, 7), layout="constrained")
         axes = figure.subplots(2, 3).flatten()
         names, colours = ("Monte Carlo", f"generator, step {step}"), ("0.35", "#D55E00")
-        for values, name, colour in zip(longitudinal, names, colours, strict=True):
-            axes[0].step(np.arange(25), values * 25 * 25, where="mid", color=colour, label=name)
-        for values, colour in zip(lateral, colours, strict=True):
-            axes[1].step(np.arange(25), values * 25 * 25, where="mid", color=colour)
+        cells_of_event = showers[0][0].size
+        for axis, profiles in zip(axes, (longitudinal, lateral), strict=False):
+            for values, name, colour in zip(profiles, names, colours, strict=True):
+                axis.step(np.arange(len(values)), values * cells_of_event / len(values), where="mid", color=colour, label=name)
         histogram(axes[2], response, np.linspace(0, 2 * float(np.mean(response[0])), 60), colours)
         histogram(axes[3], hits, np.linspace(0, 1.3 * float(np.max(hits[0])), 60), colours)
         cells = [np.log10(x[x > 0]) for x in showers]
-        histogram(axes[4], cells, np.linspace(-1.5, 2.5, 60), colours)
+        histogram(axes[4], cells, np.linspace(float(cells[0].min()), float(cells[0].max()) + 0.2, 60), colours)
         top = [x.max((1, 2, 3)) for x in showers]
         histogram(axes[5], top, np.linspace(0, 1.2 * float(np.max(top[0])), 60), colours)
         labels = (
             "layer",
-            "cell along x",
+            f"cell along {self.validation.detector.axes[self.lateral - 1]}",
             "visible / incident energy",
             "cells hit",
             "log10(cell energy / MeV)",

@@ -9,10 +9,12 @@ probability score; applied to sums, moments and patches of a shower it makes the
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from minicarlo.detectors import Detector
 from minicarlo.generators.shower2d import to_root
 
 __all__ = [
@@ -42,6 +44,7 @@ GROUP_WEIGHTS = {
     "white projections": 0.5,
     "white": 0.5,
 }
+PATCH = 5  # cells a side
 THRESHOLD_WIDTH = 0.03  # of the smoothed hit count, in the root scale of `to_root`
 
 
@@ -64,10 +67,10 @@ def layer_energy_features(root: Tensor) -> Tensor:
     """What physicists look at in layer energies.
 
     Arguments:
-        root: (N, 25) square roots of the layer energies in units of a thousandth of the incident energy.
+        root: (N, layers) layer energies in the scale in which they are learned (`Shower2D.layer_roots`).
 
     Returns:
-        (N, 52): total, centre of energy in layers, roots, roots of the running sums.
+        (N, 2 + 2 layers): total, centre of energy in layers, roots, roots of the running sums.
     """
     energy = root.square()
     running = energy.cumsum(1)
@@ -99,7 +102,7 @@ class Standardisation:
 
 
 class Whitening:
-    """Layer energies as 25 standardised numbers without correlation.
+    """Layer energies as standardised numbers without correlation.
 
     Without it the scores see the few directions in which all layers move together, and miss the correlations of the others.
     """
@@ -107,7 +110,7 @@ class Whitening:
     def __init__(self, root: Tensor, features: Tensor) -> None:
         self.standardisation = Standardisation(root, features)
         values, vectors = torch.linalg.eigh(torch.cov(self.standardisation(root, features).double().T))
-        self.matrix = (vectors / torch.sqrt(values)).float()
+        self.matrix = (vectors / torch.sqrt(values.clamp_min(1e-4))).float()  # a layer may never see energy
 
     def __call__(self, root: Tensor, features: Tensor) -> Tensor:
         result: Tensor = self.standardisation(root, features) @ self.matrix.to(root)
@@ -119,52 +122,59 @@ def with_constant(features: Tensor) -> Tensor:
 
 
 class ShowerFeatures:
-    """Groups of features of a batch of showers, each to be scored by itself."""
+    """Groups of features of a batch of showers, each to be scored by itself.
 
-    def __init__(self, shape: tuple[int, int, int] = (25, 25, 25), threshold_mev: float = 0.05) -> None:
-        layers, height, width = shape
-        y, x = torch.meshgrid(
-            torch.arange(height, dtype=torch.float32) - (height - 1) / 2,
-            torch.arange(width, dtype=torch.float32) - (width - 1) / 2,
-            indexing="ij",
-        )
+    Arguments:
+        detector: whose cells they are.
+        threshold: readout threshold; all energies are in one unit, in which those of cells are of order one.
+    """
+
+    def __init__(self, detector: Detector, threshold: float) -> None:
+        first, second = detector.shape[1:]
+        pitch = detector.cell_size[2] if detector.grid == "cylindrical" else min(detector.cell_size[1:])
+        x, y = (torch.from_numpy(axis / pitch).float().view(first, second) for axis in detector.transverse())
         radius = torch.sqrt(x * x + y * y)
-        edges = torch.tensor([0.0, 0.5, 1.2, 2.2, 3.5, 5.5, 8.5, 100.0])
-        rings = [((radius >= low) & (radius < high)).float() for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        frame = torch.maximum(x.abs(), y.abs())
-        frames = [(frame == distance).float() for distance in frame.unique()]
+        rings = [((radius >= low) & (radius < high)).float() for low, high in pairwise(ring_edges(radius))]
+        if detector.grid == "cylindrical":
+            frames = [(torch.arange(first) == sector).float()[:, None].expand(first, second) for sector in range(first)]
+        else:
+            frame = torch.maximum(x.abs(), y.abs()).round(decimals=3)
+            frames = [(frame == distance).float() for distance in frame.unique()]
         columns = [*rings, *frames, x, y, x * x, y * y, radius]
         self.frame_count = len(frames)
         self.ring_count = len(rings)
         self.weights = torch.stack([column.flatten() for column in columns], 1)  # (cells of a layer, rings + frames + 5 moments)
-        self.threshold = float(to_root(torch.tensor(threshold_mev)))
+        self.threshold = float(to_root(torch.tensor(threshold)))
+        self.padding = [side for length in reversed(detector.shape) for side in (0, -length % PATCH)]
 
-    def cells(self, energy: Tensor) -> Tensor:
-        return to_root(energy).flatten(1)
+    def in_patches(self, values: Tensor) -> Tensor:
+        """(N, Z, 5, X, 5, Y, 5): the grid in patches of 5x5x5 cells, with empty cells at the end where it does not divide."""
+        if any(self.padding):
+            values = nn.functional.pad(values, self.padding)
+        return values.reshape(len(values), *(part for side in values.shape[1:] for part in (side // PATCH, PATCH)))
 
     def patches(self, root: Tensor) -> Tensor:
         """(N, P, 125) patches of 5x5x5 cells in the root scale."""
-        n = root.shape[0]
-        return root.view(n, 5, 5, 5, 5, 5, 5).permute(0, 1, 3, 5, 2, 4, 6).reshape(n, 125, 125)
+        return self.in_patches(root).permute(0, 1, 3, 5, 2, 4, 6).reshape(len(root), -1, PATCH**3)
 
     def sums(self, energy: Tensor, layer_energies: Tensor) -> dict[str, Tensor]:
         """Features that are sums over cells; each (N, K).
 
         Arguments:
-            energy: (N, 25, 25, 25) MeV.
-            layer_energies: (N, 25) MeV, the true ones, as denominators that do not fluctuate with the sample.
+            energy: (N, z, x, y) or (N, z, phi, r).
+            layer_energies: (N, z), the true ones, as denominators that do not fluctuate with the sample.
         """
-        n = energy.shape[0]
+        patches = self.in_patches(energy)
         flat = energy.flatten(2)
         hits = torch.sigmoid((to_root(energy) - self.threshold) * (1 / THRESHOLD_WIDTH)).flatten(2)
         parts = (self.ring_count, self.frame_count)
-        ring_hits, frame_hits = (hits @ self.weights[:, : sum(parts)]).split(parts, dim=2)  # (N, 25, rings or frames)
+        ring_hits, frame_hits = (hits @ self.weights[:, : sum(parts)]).split(parts, dim=2)  # (N, z, rings or frames)
         ring_energies, frame_energies, moments = (flat @ self.weights).split((*parts, 5), dim=2)
         total = layer_energies.sum(1)[:, None] + 0.3
         return {
             "columns": to_root(energy.sum(1)).flatten(1),
-            "slabs": to_root(energy.view(n, 5, 5, 25, 25).sum(2)).flatten(1),
-            "blocks": to_root(energy.reshape(n, 25, 5, 5, 5, 5).sum((3, 5))).flatten(1),
+            "slabs": to_root(patches.sum(2)).flatten(1),
+            "blocks": to_root(patches.sum((4, 6))).flatten(1),
             "rings": to_root(ring_energies).flatten(1),
             "frames": to_root(frame_energies.sum(1)),
             "hits in frames": torch.sqrt(frame_hits.sum(1) + 0.1),
@@ -177,12 +187,19 @@ class ShowerFeatures:
         }
 
 
+def ring_edges(radius: Tensor) -> list[float]:
+    """Edges in radius, in cells, of about seven rings around the axis: narrow in the core, and none of them empty."""
+    wanted = [0.0, 0.5, 1.2, 2.2, 3.5, 5.5, 8.5]
+    filled = [low for low, high in pairwise([*wanted, math.inf]) if bool(((radius >= low) & (radius < high)).any())]
+    return [*filled, math.inf]
+
+
 def score_showers(features: ShowerFeatures, cells: Tensor, truth: Tensor, layer_energies: Tensor) -> dict[str, Tensor]:
-    """Scores of two generated samples (2 N, 25, 25, 25), one after the other, against the truth (N, 25, 25, 25)."""
+    """Scores of two generated samples (2 N, ...), one after the other, against the truth (N, ...), all in the features' unit."""
     n = len(truth)
     energy = torch.cat([cells, truth])
-    roots = features.cells(energy)
-    losses = {"cells": ranked_probability_score(*roots.split(n))}
+    roots = to_root(energy)
+    losses = {"cells": ranked_probability_score(*roots.flatten(1).split(n))}
     losses["patches"] = energy_score(*features.patches(roots).split(n))
     for name, values in features.sums(energy, layer_energies.repeat(3, 1)).items():
         losses[name] = ranked_probability_score(*values.split(n))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minicarlo.generators.shower2d import LATENT_ENERGIES, LATENT_NOISE, LATENT_SHAPE, MEV_PER_VISIBLE_UNIT, Shower2D
+from minicarlo.generators.shower2d import LATENT_NOISE, LATENT_SHAPE, Shower2D
 from minicarlo.training.config import Training
 from minicarlo.training.scores import (
     Balance,
@@ -24,7 +25,7 @@ from minicarlo.training.scores import (
 )
 from minicarlo.training.showers import Showers
 
-__all__ = ["ScoringRecipe"]
+__all__ = ["ScoringRecipe", "layer_units"]
 
 PROJECTIONS = 64
 
@@ -41,14 +42,15 @@ class ScoringRecipe:
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.average.bf16 = False
         self.showers, self.settings, self.device = showers, settings, device
-        self.features = ShowerFeatures(generator.sample_shape, generator.threshold_mev)
+        self.cell_mev = cell_unit(showers, generator.threshold_mev)
+        self.features = ShowerFeatures(showers.detector, generator.threshold_mev / self.cell_mev)
         self.features.weights = self.features.weights.to(device)
         self.optimisers = {
             "energies": torch.optim.Adam(generator.energies.parameters(), lr=settings.learning_rate),
             "shape": torch.optim.Adam(generator.shape.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98)),
         }
         with torch.no_grad():
-            root = torch.sqrt(showers.layer_energies * (MEV_PER_VISIBLE_UNIT / showers.incident_energy))
+            root = generator.layer_roots(showers.layer_energies, showers.incident_energy)
             condition = generator.features(showers.incident_energy)
             self.standardisation = Standardisation(layer_energy_features(root), condition)
             self.whitening = Whitening(root, condition)
@@ -63,9 +65,9 @@ class ScoringRecipe:
     def set_initial_values(self) -> None:
         """Start from Gaussian layer energies, and from cells that fire about as often as the Monte Carlo's do."""
         incident = self.showers.incident_energy.to(self.device)
-        root = torch.sqrt(self.showers.layer_energies.to(self.device) * (MEV_PER_VISIBLE_UNIT / incident))
+        root = self.generator.layer_roots(self.showers.layer_energies.to(self.device), incident)
         self.generator.energies.fit_gaussian(root, self.generator.features(incident))
-        energy = self.showers.energy[:2000]
+        energy = self.showers.energy[:2000] / self.cell_mev
         self.generator.shape.profile[0].copy_(0.2 * torch.sqrt(energy.mean(0) + 1e-3) - 0.6)
         self.generator.shape.profile[1].fill_(0.3)
         self.average.load_state_dict(self.generator.state_dict())
@@ -91,13 +93,12 @@ class ScoringRecipe:
     def energy_losses(self, step: int) -> dict[str, Tensor]:
         index = torch.randint(0, len(self.showers), (self.settings.energy_batch,))
         incident = self.showers.incident_energy[index].to(self.device)
-        truth = torch.sqrt(self.showers.layer_energies[index].to(self.device) * (MEV_PER_VISIBLE_UNIT / incident))
-        directions = nn.functional.normalize(torch.randn(25, PROJECTIONS, device=self.device), dim=0)
+        truth = self.generator.layer_roots(self.showers.layer_energies[index].to(self.device), incident)
+        directions = nn.functional.normalize(torch.randn(truth.shape[1], PROJECTIONS, device=self.device), dim=0)
         pairs = []
         for _ in range(2):
-            latent = torch.randn(self.settings.energy_batch, LATENT_ENERGIES, device=self.device)
-            layer_energies = self.generator.layer_energies(latent, incident)
-            pairs.append(torch.sqrt(layer_energies * (MEV_PER_VISIBLE_UNIT / incident) + 1e-12))
+            latent = torch.randn(self.settings.energy_batch, self.generator.energies.latent_size, device=self.device)
+            pairs.append(self.generator.layer_roots(self.generator.layer_energies(latent, incident) + 1e-9, incident))
         condition = self.generator.features(incident)
         features = [self.standardisation(layer_energy_features(root), condition) for root in (*pairs, truth)]
         white = [self.whitening(root, condition) for root in (*pairs, truth)]
@@ -116,7 +117,8 @@ class ScoringRecipe:
         z_noise = torch.randn(2 * n, LATENT_NOISE, device=self.device)
         layers, incident = batch.layer_energies.repeat(2, 1), batch.incident_energy.repeat(2, 1)
         cells = self.make_cells(z_shape, z_noise, layers, incident).contiguous()
-        return self.compare(self.features, cells, batch.energy, batch.layer_energies)
+        truth, denominators = batch.energy / self.cell_mev, batch.layer_energies / self.cell_mev
+        return self.compare(self.features, cells / self.cell_mev, truth, denominators)
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
@@ -143,6 +145,22 @@ class ScoringRecipe:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.balance.running = dict(state["running"])
+
+
+def layer_units(showers: Showers) -> float:
+    """The power of ten in which layer energies over incident energies are of order one: `Shower2D`'s `layer_units`."""
+    response = float((showers.layer_energies.sum(1) / showers.incident_energy[:, 0]).mean())
+    return power_of_ten(showers.layer_energies.shape[1] / response)
+
+
+def cell_unit(showers: Showers, threshold_mev: float) -> float:
+    """The power of ten in MeV in which half of the cells that fire hold less than about a quarter, as silicon's do in MeV."""
+    energy = showers.energy[:1000]
+    return power_of_ten(4 * float(energy[energy > threshold_mev].median()))
+
+
+def power_of_ten(value: float) -> float:
+    return float(10.0 ** round(math.log10(value)))
 
 
 def tensors(module: nn.Module) -> Iterator[Tensor]:

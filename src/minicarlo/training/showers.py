@@ -10,53 +10,75 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minicarlo.detectors import Detector, get_detector
 from minicarlo.errors import IncompatibleEventSets
-from minicarlo.events import EventSet, read_events
+from minicarlo.events import ENERGY, EventSet, read_events
 
-__all__ = ["Showers", "load_showers"]
+__all__ = ["Showers", "load_showers", "turned"]
 
 
 @dataclass
 class Showers:
-    """Showers and conditions: `energy` (N, 25, 25, 25), `incident_energy` (N, 1), `layer_energies` (N, 25), all in MeV."""
+    """Showers and conditions, all in MeV.
+
+    `energy` (N, *detector.shape), `incident_energy` (N, 1), `layer_energies` (N, layers).
+    """
 
     energy: Tensor
     incident_energy: Tensor
     layer_energies: Tensor
+    detector: Detector
 
     def __len__(self) -> int:
         return len(self.energy)
 
     def draw(self, count: int, seed: int, step: int) -> Showers:
-        """A random batch that depends on `seed` and `step` only, turned by a random symmetry of the square cell grid."""
+        """A random batch that depends on `seed` and `step` only, turned by a random symmetry of the grid."""
         random = np.random.default_rng((seed, step))
         index = torch.from_numpy(random.integers(0, len(self), count))
-        energy = self.energy[index]
-        symmetry = int(random.integers(0, 8))
-        energy = torch.rot90(energy, symmetry % 4, (2, 3))
-        if symmetry >= 4:
-            energy = energy.flip(2)
-        return Showers(energy.contiguous(), self.incident_energy[index], self.layer_energies[index])
+        energy = turned(self.energy[index], self.detector, random)
+        return Showers(energy.contiguous(), self.incident_energy[index], self.layer_energies[index], self.detector)
 
     def to(self, device: torch.device) -> Showers:
-        return Showers(self.energy.to(device), self.incident_energy.to(device), self.layer_energies.to(device))
+        energy, layer_energies = self.energy.to(device), self.layer_energies.to(device)
+        return Showers(energy, self.incident_energy.to(device), layer_energies, self.detector)
 
 
-def load_showers(paths: Sequence[Path], detector: str, count: int | None = None) -> Showers:
-    """Read event sets into one block of memory, the first `count` events only if given.
+def turned(energy: Tensor, detector: Detector, random: np.random.Generator) -> Tensor:
+    """Showers of normal incidence (N, *detector.shape), all turned or mirrored by one random symmetry of the detector's grid."""
+    symmetry = int(random.integers(0, 8))
+    _, first, second = detector.shape
+    if detector.grid == "cylindrical":
+        energy = energy.roll(int(random.integers(0, first)), 2)
+        return energy.flip(2) if symmetry >= 4 else energy
+    if first == second and detector.cell_size[1] == detector.cell_size[2]:
+        energy = torch.rot90(energy, symmetry % 4, (2, 3))
+        return energy.flip(2) if symmetry >= 4 else energy
+    return energy.flip([axis for axis, bit in ((2, 1), (3, 2)) if symmetry & bit])
+
+
+def load_showers(paths: Sequence[Path], detector: str | None = None, count: int | None = None) -> Showers:
+    """Read event sets of one detector into one block of memory, the first `count` events only if given.
 
     Raises:
         InvalidEventSet: a file is not a sound event set.
-        IncompatibleEventSets: a file holds another detector's showers.
+        IncompatibleEventSets: a file holds another detector's showers, or showers at an angle.
     """
     parts: list[EventSet] = []
     for path in paths:
         events = read_events(path, stop=count)
+        detector = detector or events.detector
         if events.detector != detector:
             raise IncompatibleEventSets(
-                f"{path}: holds showers of detector '{events.detector}', the configuration asks for '{detector}'."
+                f"{path}: holds showers of detector '{events.detector}', '{detector}' was expected. Train on one detector."
+            )
+        inclined = [name for name, values in events.conditions.items() if name != ENERGY and values.any()]
+        if inclined:
+            raise IncompatibleEventSets(
+                f"{path}: condition {inclined[0]!r} varies; generators are trained on {ENERGY} alone. "
+                "Give showers of normal incidence."
             )
         parts.append(events)
     energy = torch.from_numpy(np.concatenate([part.samples for part in parts]))
     incident = torch.from_numpy(np.concatenate([part.incident_energy for part in parts])).reshape(-1, 1)
-    return Showers(energy, incident, energy.sum((2, 3)))
+    return Showers(energy, incident, energy.sum((2, 3)), get_detector(parts[0].detector))
