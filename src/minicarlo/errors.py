@@ -58,3 +58,7 @@ class TuningError(MinicarloError):
 
 class SimulationError(MinicarloError):
     """Raised when a reference simulation dies before its events are done."""
+
+
+class DownloadError(MinicarloError):
+    """Raised when data cannot be fetched: no network, the server refuses, or what comes is not what was published."""

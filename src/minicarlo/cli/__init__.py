@@ -12,6 +12,7 @@ from minicarlo.errors import MinicarloError, MissingExtra
 
 _VERBS = {
     "simulate": "Simulate events with a reference Monte Carlo (Geant4).",
+    "geant4-data": "Fetch the data sets that Geant4 needs.",
     "train": "Train a generator on an event set.",
     "optimise": "Rewrite a surrogate's graph into a faster one for the same showers.",
     "tune": "Lower a surrogate's precision as far as a criterion allows.",
@@ -34,7 +35,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        module = f"minicarlo.cli.{cmd_name}"
+        module = f"minicarlo.cli.{cmd_name.replace('-', '_')}"
         try:
             command = importlib.import_module(module).command
         except ModuleNotFoundError as error:
