@@ -52,6 +52,10 @@ class UnsupportedPrecision(MinicarloError):
     """Raised when a surrogate or the processor does not offer the number format asked for."""
 
 
+class UnsupportedEngine(MinicarloError):
+    """Raised when an engine is not known, or this machine does not have what it needs."""
+
+
 class TuningError(MinicarloError):
     """Raised when precision tuning cannot start or cannot go on."""
 

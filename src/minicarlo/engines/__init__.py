@@ -1,15 +1,21 @@
-"""Engines: runtimes that execute a surrogate. One file per runtime; OpenVINO on the processor is the one of this version."""
+"""Engines: runtimes that execute a surrogate. One file per runtime."""
 
 from __future__ import annotations
 
-from minicarlo.engines.base import CompiledGenerator, PrecisionReport, usable_cores
-from minicarlo.engines.openvino import compile_model, compile_surrogate, has_bf16, mac_layers, machine, read_ir, read_model
+from minicarlo.engines.base import CompiledGenerator, Engine, Inference, Offer, PrecisionReport, usable_cores
+from minicarlo.engines.openvino import compile_model, has_bf16, mac_layers, machine, read_ir, read_model
+from minicarlo.engines.registry import compile_surrogate, engines, find_offer
 
 __all__ = [
     "CompiledGenerator",
+    "Engine",
+    "Inference",
+    "Offer",
     "PrecisionReport",
     "compile_model",
     "compile_surrogate",
+    "engines",
+    "find_offer",
     "has_bf16",
     "mac_layers",
     "machine",

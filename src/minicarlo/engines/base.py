@@ -6,6 +6,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,12 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.errors import UnsupportedPrecision
+from minicarlo.surrogate import Surrogate
 
 PrecisionReport = dict[str, str]
 """Layer name to the number format it runs in: fp32, bf16, fp16 or int8."""
 
 Array = NDArray[np.float32]
 Key = TypeVar("Key", bound=Hashable)
+
+
+class Inference(ABC):
+    """One inference with memory of its own: fill `latent` and `incident_energy`, call, read `samples`.
+
+    Nothing is allocated between calls, and nothing but the runtime runs: for whoever needs one shower at a time, soon.
+
+    Attributes:
+        latent: (batch, L) float32, unit normal.
+        incident_energy: (batch, 1) float32, MeV.
+        samples: (batch, *sample_shape) float32; every call writes into it again.
+    """
+
+    latent: Array
+    incident_energy: Array
+    samples: Array
+
+    @abstractmethod
+    def __call__(self) -> Array:
+        """Compute `samples` and return it."""
 
 
 class CompiledGenerator(ABC):
@@ -31,6 +53,11 @@ class CompiledGenerator(ABC):
     batch: int | None
     streams: int
     threads: int
+    sample_shape: tuple[int, ...]
+
+    @abstractmethod
+    def inference(self) -> Inference:
+        """An inference of `batch` events, or of one where the generator takes any number."""
 
     @abstractmethod
     def run(self, latent: Array, incident_energy: Array) -> Array:
@@ -47,13 +74,13 @@ class CompiledGenerator(ABC):
     def precision_report(self) -> PrecisionReport:
         """The format each layer with multiply-accumulates runs in, as the runtime itself reports it."""
 
-    @abstractmethod
     def layer_seconds(self, latent: Array, incident_energy: Array, rounds: int = 15) -> dict[str, float]:
         """Seconds of each layer in one inference of (batch, L) latents: the least of `rounds`, by the runtime's own clock.
 
-        With a layer count what the runtime fused into it and the reorders and conversions before and after it. The generator
-        must have been compiled to be profiled.
+        With a layer count what the runtime fused into it and the reorders and conversions before and after it. Empty where the
+        runtime does not tell; OpenVINO's generator must have been compiled to be profiled.
         """
+        return {}
 
     def assert_precision(self, expected: str | PrecisionReport) -> None:
         """Raise UnsupportedPrecision unless the layers run in `expected`: one format for all, or one for each named layer."""
@@ -68,13 +95,65 @@ class CompiledGenerator(ABC):
             )
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What an engine offers on one device of this machine: number formats, or the reason why there are none."""
+
+    engine: str
+    version: str | None
+    device: str
+    hardware: str | None
+    formats: tuple[str, ...]
+    reason: str | None = None
+
+
+class Engine(ABC):
+    """A runtime: what it offers here, and surrogates compiled by it."""
+
+    name: str
+
+    @abstractmethod
+    def offers(self) -> list[Offer]:
+        """One entry for each device this engine can use, the usual one first; those that are not here have a reason."""
+
+    @abstractmethod
+    def compile(
+        self, surrogate: Surrogate, precision: str, *, device: str, batch: int | None, streams: int, threads: int
+    ) -> CompiledGenerator:
+        """See `minicarlo.engines.compile_surrogate`; `device` offers `precision` here."""
+
+
 def usable_cores() -> int:
     """Processors this process may use: affinity mask and control-group quota, whichever is smaller."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(cores, cpu_quota())))
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+    """Processors that the control groups of this process allow, its own and all above, of version 1 or 2; infinite without."""
+    quota = math.inf
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, math.floor(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores)
+        lines = membership.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in ["0::/", *lines]:  # in a container the file system begins at its own group, whatever the membership says
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number != "0" and "cpu" not in controllers.split(","):
+            continue
+        top = root if number == "0" else root / controllers
+        folder = top / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if group == top or top in group.parents:
+                quota = min(quota, _group_quota(group))
+    return quota
+
+
+def _group_quota(group: Path) -> float:
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            allowed, period = " ".join((group / name).read_text() for name in files).split()
+            return int(allowed) / int(period) if int(allowed) > 0 else math.inf
+        except (OSError, ValueError, ZeroDivisionError):  # none, "max", or not this version
+            continue
+    return math.inf

@@ -1,4 +1,4 @@
-"""OpenVINO on the processor: compile a surrogate in a given precision and run it in several streams."""
+"""OpenVINO: compile a surrogate in a given precision and run it in several streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from minicarlo.engines.base import Array, CompiledGenerator, Key, PrecisionReport, usable_cores
+from minicarlo.engines.base import Array, CompiledGenerator, Engine, Inference, Key, Offer, PrecisionReport, usable_cores
 from minicarlo.errors import InvalidSurrogate, UnsupportedPrecision
 from minicarlo.surrogate import Surrogate
 
@@ -79,29 +79,48 @@ def read_ir(xml: bytes, weights: bytes) -> openvino.Model:
     return _core().read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8).copy()))
 
 
-def compile_surrogate(
-    surrogate: Surrogate, precision: str = "fp32", *, batch: int | None = None, streams: int = 1, threads: int = 1
-) -> CompiledGenerator:
-    """Compile `surrogate` in "fp32", "bf16" or "tuned" with `streams` inferences at once, `threads` threads each.
+class OpenVinoEngine(Engine):
+    """OpenVINO on Intel's and other x86 and Arm processors, and on Intel's graphics and neural processors."""
 
-    With `batch` the shapes are static, which is fastest; other numbers of events are padded to it. That FP32 is FP32 is asserted
-    from the runtime's own report. Raises UnsupportedPrecision, InvalidSurrogate.
-    """
-    model, inference_precision = read_model(surrogate, precision)
-    if precision == "bf16" and not has_bf16():
-        raise UnsupportedPrecision(f"This processor ({machine()['processor']}) does not compute in bf16. Choose fp32 or tuned.")
-    try:
-        compiled = compile_model(model, inference_precision, batch=batch, streams=streams, threads=threads)
-    except RuntimeError as error:
-        raise _unusable(surrogate, "compile", precision, error) from error
-    if compiled.sample_shape != surrogate.manifest.sample_shape:
-        raise InvalidSurrogate(
-            f"Surrogate {surrogate.path}: its {precision} model gives samples of shape {compiled.sample_shape}, "
-            f"{surrogate.manifest.sample_shape} are right. Get it again from its author."
-        )
-    if precision == "fp32":
-        compiled.assert_precision("fp32")
-    return compiled
+    name = "openvino"
+
+    def offers(self) -> list[Offer]:
+        """See Engine."""
+        return [_offer(device) for device in ("cpu", "gpu", "npu")]
+
+    def compile(
+        self, surrogate: Surrogate, precision: str, *, device: str, batch: int | None, streams: int, threads: int
+    ) -> OpenVinoGenerator:
+        """See Engine. With `batch` the shapes are static, which is fastest. That FP32 is FP32 is asserted."""
+        model, inference_precision = read_model(surrogate, precision)
+        try:
+            compiled = OpenVinoGenerator(
+                model, inference_precision, batch=batch, streams=streams, threads=threads, device=device.upper()
+            )
+        except RuntimeError as error:
+            raise _unusable(surrogate, "compile", precision, error) from error
+        if compiled.sample_shape != surrogate.manifest.sample_shape:
+            raise InvalidSurrogate(
+                f"Surrogate {surrogate.path}: its {precision} model gives samples of shape {compiled.sample_shape}, "
+                f"{surrogate.manifest.sample_shape} are right. Get it again from its author."
+            )
+        if precision == "fp32":
+            compiled.assert_precision("fp32")
+        return compiled
+
+
+def _offer(device: str) -> Offer:
+    import openvino
+
+    version = openvino.__version__.split("-")[0]
+    found = next((name for name in _core().available_devices if name.split(".")[0] == device.upper()), None)
+    if found is None:
+        return Offer("openvino", version, device, None, (), "OpenVINO finds no such device, or not its driver")
+    hardware = str(_core().get_property(found, "FULL_DEVICE_NAME")).strip()
+    if device == "npu":
+        return Offer("openvino", version, device, hardware, (), "it computes in half precision and int8 only, not in fp32")
+    formats = ("fp32", "bf16", "tuned") if device == "cpu" and has_bf16() else ("fp32", "tuned")
+    return Offer("openvino", version, device, hardware, formats)
 
 
 def compile_model(
@@ -142,6 +161,7 @@ class OpenVinoGenerator(CompiledGenerator):
         streams: int = 1,
         threads: int = 1,
         profile: bool = False,
+        device: str = "CPU",
     ) -> None:
         if min(streams, threads, batch or 1) < 1:
             raise ValueError("batch, streams and threads must be at least 1")
@@ -155,18 +175,24 @@ class OpenVinoGenerator(CompiledGenerator):
         _keep_products_apart(model)
         properties = {
             # The default is bf16 where there is hardware for it; where there is none, bf16 would be emulated.
-            "INFERENCE_PRECISION_HINT": inference_precision if has_bf16() else "f32",
+            "INFERENCE_PRECISION_HINT": inference_precision if device == "CPU" and has_bf16() else "f32",
             "EXECUTION_MODE_HINT": "PERFORMANCE",
             "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams * threads,
-            "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
             "PERF_COUNT": profile,
         }
-        self._compiled = _core().compile_model(model, "CPU", properties)
+        if device == "CPU":  # pinned, every process would sit on the same first cores
+            properties |= {"INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False}
+        self._compiled = _core().compile_model(model, device, properties)
         self._latent, self._energy = (self._compiled.input(name) for name in inputs)
         self._output = self._compiled.output("showers")
         self.sample_shape = tuple(dimension.get_length() for dimension in list(self._output.get_partial_shape())[1:])
         self._requests: deque[Any] = deque()
+
+    def inference(self) -> Inference:
+        """See CompiledGenerator."""
+        return OpenVinoInference(
+            self._compiled, (self._latent, self._energy, self._output), (self.batch or 1, *self.sample_shape)
+        )
 
     def run(self, latent: Array, incident_energy: Array) -> Array:
         """See CompiledGenerator."""
@@ -264,6 +290,24 @@ class OpenVinoGenerator(CompiledGenerator):
             info = op.get_rt_info()
             rows.append({"name": op.get_friendly_name()} | {k: info[v].astype(str) if v in info else "" for k, v in keys.items()})
         return rows
+
+
+class OpenVinoInference(Inference):
+    """An inference request that reads and writes NumPy's memory."""
+
+    def __init__(self, compiled: Any, ports: tuple[Any, Any, Any], shape: tuple[int, ...]) -> None:  # noqa: ANN401
+        import openvino
+
+        self.latent = np.zeros((shape[0], ports[0].get_partial_shape()[1].get_length()), np.float32)
+        self.incident_energy = np.ones((shape[0], 1), np.float32)
+        self.samples = np.zeros(shape, np.float32)
+        self._request = compiled.create_infer_request()
+        for port, array in zip(ports, (self.latent, self.incident_energy, self.samples), strict=True):
+            self._request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
+
+    def __call__(self) -> Array:
+        self._request.infer(share_outputs=True)
+        return self.samples
 
 
 @cache
