@@ -133,6 +133,62 @@ def test_another_request_in_the_same_folder_is_refused_and_touches_nothing(surro
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    "change", [{"seed": 2}, {"n": 59}, {"energy": "10GeV"}, {"precision": "bf16"}], ids=lambda c: next(iter(c))
+)
+def test_a_file_of_another_request_is_refused_unless_it_may_be_overwritten(surrogate, tmp_path, change):
+    request = {"n": 60, "energy": ENERGY, "seed": 1, "precision": "fp32"}
+    first = generate(surrogate, output=tmp_path / "a.h5", **request)
+    before = (tmp_path / "a.h5").read_bytes()
+    with pytest.raises(OutputError, match="it holds other events.*--overwrite"):
+        generate(surrogate, output=tmp_path / "a.h5", **(request | change))
+    again = generate(surrogate, output=tmp_path / "a.h5", **request)
+    assert first.resumed == 0 and again.resumed == 60 and (tmp_path / "a.h5").read_bytes() == before
+    generate(surrogate, output=tmp_path / "a.h5", overwrite=True, **(request | change))
+    assert (tmp_path / "a.h5").read_bytes() != before
+
+
+def test_a_file_that_is_not_ours_is_refused_and_left_alone(surrogate, tmp_path):
+    (tmp_path / "a.h5").write_text("thesis")
+    with pytest.raises(OutputError, match="no event set"):
+        generate(surrogate, 60, output=tmp_path / "a.h5")
+    assert (tmp_path / "a.h5").read_text() == "thesis"
+
+
+def test_a_folder_is_overwritten_but_not_what_is_not_ours_in_it(surrogate, tmp_path):
+    generate(surrogate, 90, ENERGY, output=tmp_path / "run", shard_size=30)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    generate(surrogate, 30, ENERGY, seed=2, output=tmp_path / "run", shard_size=30, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["notes.txt", "run.json", "shard-00000.h5"]
+    assert read_events(tmp_path / "run").attributes["seed"] == 2
+
+
+@pytest.mark.parametrize(("events", "size"), [(150, 64), (150, 1), (193, 100), (128, 64), (65, 64)])
+def test_one_file_is_the_same_bytes_from_shards_of_any_size(surrogate, tmp_path, events, size):
+    generate(surrogate, events, ENERGY, seed=7, output=tmp_path / "whole.h5")
+    generate(surrogate, events, ENERGY, seed=7, output=tmp_path / "joined.h5", shard_size=size)
+    assert sha256(tmp_path / "joined.h5") == sha256(tmp_path / "whole.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["joined.h5", "whole.h5"]
+
+
+def test_a_killed_run_into_one_file_is_completed_with_the_same_bytes(surrogate, tmp_path):
+    arguments = ("-n", "2000", "--seed", "7", "--shard-size", "256")
+    run(surrogate, tmp_path / "whole.h5", *arguments)
+    hidden = tmp_path / ".broken.h5.shards"
+    for wanted in (1, 3):
+        process = start(surrogate, tmp_path / "broken.h5", *arguments, "--streams", "2", "--batch", "16")
+        wait_until(lambda wanted=wanted: len(list(hidden.glob("shard-*.h5"))) >= wanted, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "broken.h5").exists()
+    with pytest.raises(OutputError, match="asked for something else"):
+        generate(surrogate, 2000, seed=8, output=tmp_path / "broken.h5", shard_size=256)
+    result = run(surrogate, tmp_path / "broken.h5", *arguments)
+    assert result["resumed"] >= 256 and result["files"] == [str(tmp_path / "broken.h5")]
+    assert sha256(tmp_path / "broken.h5") == sha256(tmp_path / "whole.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.h5", "whole.h5"]
+
+
 def test_conditions_are_used_event_by_event(surrogate, reference, tmp_path):
     energies = np.array([5e3, 1e3, 1e5, 2.5e4], np.float32)
     (tmp_path / "c.csv").write_text("event,incident_energy [MeV]\n" + "".join(f"{i},{e}\n" for i, e in enumerate(energies)))

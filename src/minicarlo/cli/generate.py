@@ -27,6 +27,7 @@ from minicarlo.cli._common import format_count, format_rate, format_seconds, jso
 @click.option("--threads", type=int, help="Threads of each stream. Default: measured.")
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
 @click.option("--shard-size", type=int, default=10_000, show_default=True, help="Events in a shard.")
+@click.option("--overwrite", is_flag=True, help="Replace what another request made at --output.")
 @json_option
 def command(
     surrogate: str,
@@ -40,12 +41,13 @@ def command(
     threads: int | None,
     batch: int | None,
     shard_size: int,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Generate events with a surrogate.
 
     SURROGATE is a directory or the name of a shipped one (clic-ecal). The same seed gives the same files whatever --streams,
-    --threads and --batch are. A folder of shards whose run was killed is completed by the same command.
+    --threads and --batch are. A run that was killed is completed by the same command.
 
     \b
     Example:
@@ -68,6 +70,7 @@ def command(
             threads=threads,
             batch=batch,
             shard_size=shard_size,
+            overwrite=overwrite,
             progress=progress,
         )
     if as_json:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -20,18 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 from minicarlo import __version__
 from minicarlo.detectors import get_detector
 from minicarlo.engines import CompiledGenerator, machine
-from minicarlo.errors import InvalidConfig, OutputError, UnsupportedPrecision
-from minicarlo.events import ENERGY, EventSet
-from minicarlo.files import check_writable, output_error, sha256, write_json
+from minicarlo.errors import InvalidConfig, MinicarloError, OutputError, UnsupportedPrecision
+from minicarlo.events import ENERGY, EventSet, events_info
+from minicarlo.files import check_writable
 from minicarlo.generation.conditions import Energies, resolve_energies
 from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible
 from minicarlo.generation.writer import EventFile, check_samples
 from minicarlo.sampling import EnergyDistribution, normal_latents
+from minicarlo.shards import Run, Shard, claim, claim_hidden, is_file, join, parts, shards
 from minicarlo.surrogate import Surrogate
 
-RUN = "run.json"
 SHARD_SIZE = 10_000
-_LARGEST_RUN = 2**28
 
 Progress = Callable[[int, int], None]
 Array = NDArray[np.float32]
@@ -74,6 +70,7 @@ def generate(
     threads: int | None = None,
     precision: str | None = None,
     shard_size: int = SHARD_SIZE,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EventSet: ...
 
@@ -92,6 +89,7 @@ def generate(
     threads: int | None = None,
     precision: str | None = None,
     shard_size: int = SHARD_SIZE,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> GenerateResult: ...
 
@@ -109,6 +107,7 @@ def generate(
     threads: int | None = None,
     precision: str | None = None,
     shard_size: int = SHARD_SIZE,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EventSet | GenerateResult:
     """Generate events: into memory (an EventSet) without `output`, else into files (a GenerateResult).
@@ -120,8 +119,8 @@ def generate(
         conditions: incident energies event by event: an event set (object or path), a CSV file with the column `incident_energy`
             (MeV), or an array (N,) in MeV.
         seed: event i of a seed is the same bits whatever the other settings are, on one machine.
-        output: a path ending in .h5 or .hdf5 becomes one file; any other a folder of shards of `shard_size` events, which a
-            second call with the same request completes after a kill.
+        output: a path ending in .h5 or .hdf5 becomes one file; any other a folder of shards of `shard_size` events. After a kill,
+            a second call with the same request completes either. What else is there is refused, or replaced with `overwrite`.
         streams, threads, batch: inferences at once, threads of each, events of each; measured and remembered when left out.
             A batch whose bits differ from those of a batch of 8 (some processors, batch 1) is replaced by 8.
         precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it.
@@ -144,9 +143,7 @@ def generate(
     if output is None:
         return run.in_memory()
     output = Path(output)
-    if output.suffix.lower() in (".h5", ".hdf5"):
-        return run.into_file(output)
-    return run.into_folder(output, shard_size)
+    return (run.into_file if is_file(output) else run.into_folder)(output, shard_size, overwrite)
 
 
 class _Run:
@@ -177,48 +174,70 @@ class _Run:
             energies[start : start + len(part)] = energy
         return EventSet({ENERGY: energies}, samples, self.detector.name, self.attributes(0))
 
-    def into_file(self, path: Path) -> GenerateResult:
+    def into_file(self, path: Path, shard_size: int, overwrite: bool) -> GenerateResult:
+        """One file: at once if it is no larger than a shard, else joined from hidden shards that a killed run finds again."""
         check_writable(path)
+        if path.exists() and not overwrite and self.is_there(path):
+            self.advance(self.count)
+            return self.result(None, path, [path], 0.0, self.count)
+        pieces = parts(path, self.count, shard_size)
+        if len(pieces) > 1:
+            with claim_hidden(path, self.request(shard_size), overwrite=overwrite) as run:
+                result = self.complete(run, pieces, path)
+                join(pieces, path)
+            return replace(result, path=path, files=[path])
         compiled = self.compile()
         started = time.perf_counter()
-        self.write(compiled, path, 0, self.count)
+        self.write(compiled, Shard(path, 0, self.count))
         return self.result(compiled, path, [path], time.perf_counter() - started, 0)
 
-    def into_folder(self, folder: Path, shard_size: int) -> GenerateResult:
-        if folder.exists() and not folder.is_dir():
+    def into_folder(self, folder: Path, shard_size: int, overwrite: bool) -> GenerateResult:
+        with claim(folder, self.request(shard_size), overwrite=overwrite) as run:
+            return self.complete(run, shards(folder, self.count, shard_size), folder)
+
+    def complete(self, run: Run, pieces: list[Shard], path: Path) -> GenerateResult:
+        """Write the shards that are missing."""
+        compiled = self.compile()
+        started = time.perf_counter()
+        resumed = 0
+        for shard in pieces:
+            if run.has(shard):
+                resumed += len(shard)
+                self.advance(len(shard))
+                continue
+            self.write(compiled, shard)
+            run.add(shard)
+        result = self.result(compiled, path, [shard.path for shard in pieces], time.perf_counter() - started, resumed)
+        if resumed < self.count:
+            run.last = {
+                "events": self.count - resumed,
+                "seconds": result.seconds,
+                "events_per_second": result.events_per_second,
+                "streams": result.streams,
+                "threads": result.threads,
+                "batch": result.batch,
+                "precision_report": result.precision_report,
+                "machine": machine(),
+            }
+            run.write()
+        return result
+
+    def is_there(self, path: Path) -> bool:
+        """Whether `path` is what this request gives. Raises OutputError when it is something else."""
+        try:
+            info = events_info(path)
+        except MinicarloError as error:
             raise OutputError(
-                f"Cannot write {folder}: there is a file of that name. Choose a folder, or a name that ends in .h5 for one file."
+                f"Cannot write {path}: there is a file of that name that is no event set. Choose another name, or --overwrite it."
+            ) from error
+        wanted = self.attributes(0) | {"events": self.count}
+        found = info["attributes"] | {"events": info["count"]}
+        if differs := next((name for name, value in wanted.items() if found.get(name) != value), None):
+            raise OutputError(
+                f"Cannot write {path}: it holds other events ({differs}: {found.get(differs)!r:.100} there, "
+                f"{wanted[differs]!r:.100} now). Choose another name, or --overwrite it."
             )
-        request = self.request(shard_size)
-        with _open_folder(folder, request) as record:
-            compiled = self.compile()
-            started = time.perf_counter()
-            resumed, files = 0, []
-            for number, first in enumerate(range(0, self.count, shard_size)):
-                shard = folder / f"shard-{number:05d}.h5"
-                events = min(shard_size, self.count - first)
-                files.append(shard)
-                if _is_complete(shard, record["shards"].get(shard.name)):
-                    resumed += events
-                    self.advance(events)
-                    continue
-                self.write(compiled, shard, first, events)
-                record["shards"][shard.name] = {"sha256": sha256(shard), "bytes": shard.stat().st_size, "events": events}
-                write_json(folder / RUN, record)
-            result = self.result(compiled, folder, files, time.perf_counter() - started, resumed)
-            if resumed < self.count:
-                record["last"] = {
-                    "events": self.count - resumed,
-                    "seconds": result.seconds,
-                    "events_per_second": result.events_per_second,
-                    "streams": result.streams,
-                    "threads": result.threads,
-                    "batch": result.batch,
-                    "precision_report": result.precision_report,
-                    "machine": machine(),
-                }
-                write_json(folder / RUN, record)
-            return result
+        return True
 
     def compile(self) -> CompiledGenerator:
         compiled, self.settings = compile_reproducible(self.surrogate, self.precision, self.settings)
@@ -247,9 +266,9 @@ class _Run:
             yield start, samples, energy_of.pop(start)
             self.advance(len(samples))
 
-    def write(self, compiled: CompiledGenerator, path: Path, first: int, count: int) -> None:
-        with EventFile(path, count, self.detector, self.attributes(first), first) as file:
-            for _, samples, energy in self.batches(compiled, first, count):
+    def write(self, compiled: CompiledGenerator, shard: Shard) -> None:
+        with EventFile(shard.path, len(shard), self.detector, self.attributes(shard.start), shard.start) as file:
+            for _, samples, energy in self.batches(compiled, shard.start, len(shard)):
                 file.append(samples, energy)
 
     def advance(self, events: int) -> None:
@@ -283,7 +302,9 @@ class _Run:
             "software": {"minicarlo": __version__, "openvino": machine()["openvino"], "numpy": np.__version__},
         }
 
-    def result(self, compiled: CompiledGenerator, path: Path, files: list[Path], seconds: float, resumed: int) -> GenerateResult:
+    def result(
+        self, compiled: CompiledGenerator | None, path: Path, files: list[Path], seconds: float, resumed: int
+    ) -> GenerateResult:
         made = self.count - resumed
         return GenerateResult(
             events=self.count,
@@ -297,79 +318,8 @@ class _Run:
             batch=self.settings.batch,
             seed=self.seed,
             resumed=resumed,
-            precision_report=compiled.precision_report(),
+            precision_report=compiled.precision_report() if compiled else {},
         )
-
-
-@contextmanager
-def _open_folder(folder: Path, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The record (`run.json`) of a folder of shards, new or of the same request, for this process alone.
-
-    A folder that was made here and holds nothing when the block fails is removed again.
-    """
-    made = not folder.exists()
-    try:
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise output_error(folder, error) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"Cannot write {folder}: another run is writing there now. Wait for it or choose another folder."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        record = _read_record(folder, request)
-        try:
-            write_json(folder / RUN, record)
-            yield record
-        except BaseException:
-            if not record["shards"] and made:
-                with suppress(OSError):
-                    (folder / RUN).unlink(missing_ok=True)
-                    folder.rmdir()
-            raise
-    finally:
-        os.close(handle)
-
-
-def _read_record(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    path = folder / RUN
-    if not path.exists():
-        if foreign := [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]:
-            raise OutputError(
-                f"Cannot write {folder}: it already holds {foreign[0]} and no {RUN} of a run to complete. "
-                "Choose an empty or new folder."
-            )
-        return {"format_version": 1, "request": request, "shards": {}}
-    try:
-        if path.is_symlink() or path.stat().st_size > _LARGEST_RUN:
-            raise ValueError("it is a link or too large")
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found, shards = record["request"], record["shards"]
-        if record["format_version"] != 1 or not isinstance(found, dict) or not isinstance(shards, dict):
-            raise ValueError("it is of another format")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OutputError(
-            f"Cannot write {folder}: its {RUN} cannot be read ({error}). Choose another folder, or remove this one."
-        ) from error
-    if found != request:
-        differs = [name for name in request if found.get(name) != request[name]] or sorted(set(found) - set(request))
-        raise OutputError(
-            f"Cannot write {folder}: its run was asked for something else ({differs[0]}: {found.get(differs[0])!r:.100} there, "
-            f"{request.get(differs[0])!r:.100} now). Choose another folder, or remove this one."
-        )
-    kept = {"last": record["last"]} if "last" in record else {}
-    return {"format_version": 1, "request": request, "shards": dict(shards)} | kept
-
-
-def _is_complete(shard: Path, record: Any) -> bool:  # noqa: ANN401
-    if not isinstance(record, dict) or shard.is_symlink() or not shard.is_file():
-        return False
-    return shard.stat().st_size == record.get("bytes") and sha256(shard) == record.get("sha256")
 
 
 def _ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Energies:
         assert self.distribution is not None
         return self.distribution.sample(seed, start, count)
 
-    @property
+    @cached_property
     def description(self) -> str:
         """The distribution, or the number and digest of the values: what a request is recognised by."""
         if self.values is not None:

@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,11 +24,9 @@ from zlib_ng import zlib_ng
 from minicarlo.detectors import Detector
 from minicarlo.engines import usable_cores
 from minicarlo.errors import InvalidSurrogate
-from minicarlo.events import ENERGIES, SHOWERS
+from minicarlo.events import ENERGIES
 from minicarlo.files import atomic_path
-
-CHUNK = 64
-"""Events of a compressed chunk."""
+from minicarlo.shards import CHUNK, new_event_file
 
 _LEVEL = 2
 Array = NDArray[np.float32]
@@ -38,13 +35,23 @@ Array = NDArray[np.float32]
 class EventFile:
     """An event set of known length, written in order, batch by batch; it appears whole or not at all.
 
-    A context manager. `append` returns at once unless the disk is behind; what goes wrong in the background is raised by the next
-    call. Raises OutputError for whatever the file system refuses, InvalidSurrogate for samples that are NaN or negative.
+    A context manager. Chunks are compressed in `workers` threads, by default one per usable core. `append` returns at once unless
+    the disk is behind; what goes wrong in the background is raised by the next call. Raises OutputError for whatever the file
+    system refuses, InvalidSurrogate for samples that are NaN or negative.
     """
 
-    def __init__(self, path: Path, count: int, detector: Detector, attributes: Mapping[str, Any], first_event: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        count: int,
+        detector: Detector,
+        attributes: Mapping[str, Any],
+        first_event: int = 0,
+        workers: int | None = None,
+    ) -> None:
         self._path, self._count, self._detector, self._attributes = path, count, detector, attributes
         self._first_event = first_event
+        self._workers = workers or usable_cores()
         self._queue: queue.Queue[tuple[Array, Array] | None] = queue.Queue(maxsize=8)
         self._failure: BaseException | None = None
         self._ended = False
@@ -85,25 +92,17 @@ class EventFile:
     def _write(self, temporary: Path) -> None:
         voxels = self._detector.voxels
         rows = min(CHUNK, self._count)
-        with ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(max_workers=usable_cores()))
-            file = stack.enter_context(_create(temporary))
+        attributes = sorted((dict(self._attributes) | self._detector.attributes()).items())
+        fixed = {name: _fixed(value) for name, value in attributes}
+        with (
+            ThreadPoolExecutor(self._workers) as pool,
+            new_event_file(temporary, self._count, voxels, fixed, _LEVEL) as (file, dataset),
+        ):
             energies = np.zeros((self._count, 1), "<f4")
-            dataset = file.create_dataset(
-                SHOWERS,
-                (self._count, voxels),
-                "<f4",
-                chunks=(rows, voxels),
-                compression="gzip",
-                compression_opts=_LEVEL,
-                track_times=False,
-            )
-            for name, value in sorted((dict(self._attributes) | self._detector.attributes()).items()):
-                file.attrs[name] = _fixed(value)
             waiting: deque[tuple[int, Future[bytes]]] = deque()
 
             def submit(chunk: Array, start: int) -> None:
-                if len(waiting) > 2 * usable_cores():
+                if len(waiting) > 2 * self._workers:
                     write_one()
                 waiting.append((start, pool.submit(_compress, chunk, self._first_event + start)))
 
@@ -134,22 +133,6 @@ class EventFile:
             file.create_dataset(ENERGIES, data=energies, track_times=False)
 
 
-@contextmanager
-def _create(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file. When the disk is full, closing fails too, with a RuntimeError that would hide the cause."""
-    file = h5py.File(path, "w", libver=("earliest", "v110"))
-    try:
-        yield file
-    except BaseException:
-        with suppress(OSError, RuntimeError):
-            file.close()
-        raise
-    try:
-        file.close()
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-
-
 def check_samples(samples: Array, first_event: int) -> None:
     """Raise InvalidSurrogate if a generated sample is NaN, infinite or negative."""
     low, high = float(samples.min()), float(samples.max())
@@ -167,9 +150,9 @@ def _compress(chunk: Array, first_event: int) -> bytes:
     return zlib_ng.compress(chunk.data, _LEVEL)
 
 
-def _fixed(value: object) -> Any:  # noqa: ANN401
-    """Text as a fixed-length string: HDF5 keeps variable-length ones on a heap."""
+def _fixed(value: object) -> NDArray[Any]:
+    """An attribute, text as a fixed-length string: HDF5 keeps variable-length ones on a heap."""
     if not isinstance(value, str):
-        return value
+        return np.asarray(value)
     encoded = value.encode()
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
