@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from minicarlo.engines import compile_model, machine, read_model, usable_cores
-from minicarlo.precision import Calibration, Quantizer, get_criterion, tune
-from minicarlo.precision.evaluation import BATCH, Evaluation
+from minicarlo.engines import machine, read_model, usable_cores
+from minicarlo.engines.network import OpenVinoNetwork
+from minicarlo.precision import Quantizer, SurrogateSubject, get_criterion, tune
+from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.plan import Plan
 from minicarlo.precision.quantization import _nncf
+from minicarlo.precision.surrogates import BATCH
 from minicarlo.surrogate import Surrogate
 
 EVENTS, CALIBRATION, SECONDS = 2048, 256, 4.0
@@ -40,9 +42,9 @@ class OnnxRuntimeGenerator:
         options.intra_op_num_threads = usable_cores()
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def map(self, batches: Iterable[tuple[Any, np.ndarray, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
-        for key, latent, energy in batches:
-            yield key, self._session.run(None, {"latent": latent, "incident_energy": energy.reshape(-1, 1)})[0]
+    def map(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+        for key, inputs in batches:
+            yield key, {"showers": self._session.run(None, inputs)[0]}
 
 
 class Contest:
@@ -53,10 +55,11 @@ class Contest:
         self.criterion = get_criterion(
             "fidelity", threshold_mev=surrogate.manifest.readout_threshold_mev, confidence=0.95, seed=1
         )
-        self.calibration = Calibration.over_range(surrogate, CALIBRATION, 1)
-        self.quantizer = Quantizer(surrogate, self.calibration)
-        self.evaluation = Evaluation(surrogate, self.quantizer, self.criterion, events=EVENTS, seed=1)
-        self.judge = Evaluation(surrogate, self.quantizer, self.criterion, events=EVENTS, seed=2)
+        self.subject = SurrogateSubject(surrogate, self.criterion, calibration_events=CALIBRATION, seed=1)
+        self.calibration = self.subject.calibration()
+        self.quantizer = Quantizer.of(self.subject)
+        self.evaluation = Evaluation(self.subject, self.quantizer, events=EVENTS)
+        self.judge = Evaluation(SurrogateSubject(surrogate, self.criterion, seed=2), self.quantizer, events=EVENTS)
         self.evaluations = 0
 
     def ours(self, strategy: str) -> Any:
@@ -70,7 +73,7 @@ class Contest:
     def nncf_quantize(self) -> Any:
         nncf = _nncf()
         model, _ = read_model(self.surrogate)
-        quantised = nncf.quantize(model, nncf.Dataset(self.calibration.batches()), fast_bias_correction=False)
+        quantised = nncf.quantize(model, nncf.Dataset(self.calibration), fast_bias_correction=False)
         return self.compiled(quantised)
 
     def nncf_accuracy_control(self) -> Any:
@@ -81,7 +84,7 @@ class Contest:
             self.evaluations += 1
             return -self.evaluation.search(Wrapped(compiled)).value, None
 
-        batches = nncf.Dataset(self.calibration.batches())
+        batches = nncf.Dataset(self.calibration)
         quantised = nncf.quantize_with_accuracy_control(
             model, batches, batches, figure, max_drop=self.tolerance, drop_type=nncf.DropType.ABSOLUTE, fast_bias_correction=False
         )
@@ -101,7 +104,7 @@ class Contest:
             quantize_static(
                 self.surrogate.path / "fp32.onnx",
                 Path(folder, "int8.onnx"),
-                Reader(self.calibration.batches()),
+                Reader(self.calibration),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -109,7 +112,7 @@ class Contest:
             return OnnxRuntimeGenerator(Path(folder, "int8.onnx"))
 
     def compiled(self, model: Any) -> Any:
-        return compile_model(model, "f32", batch=BATCH, streams=usable_cores())
+        return OpenVinoNetwork(model, "f32", self.subject.shapes, streams=usable_cores())
 
     def judged(self, name: str, make: Any) -> dict[str, Any]:
         self.evaluations = 0
@@ -139,9 +142,9 @@ class Wrapped:
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def map(self, batches: Iterable[tuple[Any, np.ndarray, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
-        for key, latent, energy in batches:
-            yield key, next(iter(self._model({"latent": latent, "incident_energy": energy.reshape(-1, 1)}).values()))
+    def map(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+        for key, inputs in batches:
+            yield key, {"showers": next(iter(self._model(inputs).values()))}
 
 
 def main() -> None:

@@ -24,7 +24,16 @@ from minicarlo.cli import main
 from minicarlo.engines import compile_surrogate
 from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import EventSet, write_events
-from minicarlo.precision import Calibration, Plan, Quantizer, Trial, compile_planned, get_criterion, tune
+from minicarlo.precision import (
+    Calibration,
+    Plan,
+    SurrogateSubject,
+    Trial,
+    compile_planned,
+    get_criterion,
+    surrogate_quantizer,
+    tune,
+)
 from minicarlo.precision.criterion import summarise
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History
@@ -45,7 +54,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quantizer(small):
-    return Quantizer(small, Calibration.over_range(small, 64, seed=1))
+    return surrogate_quantizer(small, 64)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +192,7 @@ def test_int8_showers_stay_close_to_fp32_and_are_not_the_same(small, quantizer):
 
 
 def test_only_planned_layers_are_quantised(delicate):
-    quantizer = Quantizer(delicate, Calibration.over_range(delicate, 64, seed=1))
+    quantizer = surrogate_quantizer(delicate, 64)
     plan = Plan.uniform(quantizer.layers, "int8").with_formats({HASH: "fp32", "conv1": "fp32"})
     root = ElementTree.fromstring(quantizer.apply(plan).xml)
     layers = {layer.get("id"): layer for layer in root.iterfind("./layers/layer")}
@@ -211,7 +220,7 @@ def test_only_planned_layers_are_quantised(delicate):
 
 @needs_bf16
 def test_the_delicate_tail_stays_float32_in_a_bf16_model(delicate):
-    quantizer = Quantizer(delicate, Calibration.over_range(delicate, 64, seed=1))
+    quantizer = surrogate_quantizer(delicate, 64)
     latent, energy = inputs(delicate)
     reference = compile_surrogate(delicate).run(latent, energy)
 
@@ -254,7 +263,7 @@ def test_a_graph_without_layers_is_refused(tmp_path):
         conditions={"incident_energy": {"unit": "MeV", "low": 1e3, "high": 1e5}},
     )  # fmt: skip
     with pytest.raises(TuningError, match="no convolution or matrix product"):
-        Quantizer(surrogate, Calibration.over_range(surrogate, 16, seed=1))
+        surrogate_quantizer(surrogate, 16)
 
 
 # Criteria
@@ -447,7 +456,7 @@ def test_pareto_ends_when_nothing_passes():
 
 def test_layer_costs_are_the_runtimes_own_and_cover_every_layer(small, quantizer):
     criterion = get_criterion("fidelity", threshold_mev=0.05, confidence=0.95, seed=0)
-    evaluation = Evaluation(small, quantizer, criterion, events=128, seed=1)
+    evaluation = Evaluation(SurrogateSubject(small, criterion), quantizer, events=128)
     seconds = evaluation.layer_seconds(Plan.uniform(quantizer.layers, "fp32"))
     assert set(seconds) == set(LAYERS) and min(seconds.values()) > 0
 

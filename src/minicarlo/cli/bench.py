@@ -79,11 +79,11 @@ def command(
 
 def _all_int8(surrogate: Surrogate) -> PlannedModel | None:
     """The fastest plan there is, whatever it does to accuracy: how far tuning could go. None when no layer can be quantised."""
-    from minicarlo.precision import Calibration, Plan, Quantizer
+    from minicarlo.precision import Plan, surrogate_quantizer
 
     say("Quantising every layer, to measure how fast that would be.")
     try:
-        quantizer = Quantizer(surrogate, Calibration.over_range(surrogate, 256, seed=0))
+        quantizer = surrogate_quantizer(surrogate, 256, seed=0)
     except TuningError:
         return None
     return quantizer.apply(Plan.uniform(quantizer.layers, "int8"))

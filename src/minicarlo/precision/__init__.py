@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from minicarlo.precision.criterion import CRITERIA, Comparison, Criterion, get_criterion
 from minicarlo.precision.plan import FORMATS, Layer, Plan, int8_share
-from minicarlo.precision.quantization import Calibration, PlannedModel, Quantizer, compile_planned
+from minicarlo.precision.quantization import PlannedModel, Quantizer, compile_planned
 from minicarlo.precision.strategies import STRATEGIES, Strategy, Trial
 from minicarlo.precision.study import TuneResult, tune
+from minicarlo.precision.subject import Subject
+from minicarlo.precision.surrogates import Calibration, SurrogateSubject, surrogate_quantizer
 
 __all__ = [
     "CRITERIA",
@@ -20,10 +22,13 @@ __all__ = [
     "PlannedModel",
     "Quantizer",
     "Strategy",
+    "Subject",
+    "SurrogateSubject",
     "Trial",
     "TuneResult",
     "compile_planned",
     "get_criterion",
     "int8_share",
+    "surrogate_quantizer",
     "tune",
 ]

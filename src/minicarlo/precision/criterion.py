@@ -1,4 +1,4 @@
-"""What "no loss" means: a figure for how far a candidate's showers moved from the reference's on the same latents and energies.
+"""What "no loss" means for a surrogate: how far its showers moved from the reference's on the same latents and energies.
 
 Both sets come from the same latents, so that their difference is precision alone. Each event is reduced to a row of sums (its
 response, profiles, moments, occupancy, cell spectrum); every figure is a function of the mean rows of both sets, so that a
@@ -15,7 +15,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from minicarlo.engines.network import Arrays
 from minicarlo.errors import TuningError
+from minicarlo.events import ENERGY
 from minicarlo.fidelity.cern import profile_moments
 
 Array = NDArray[np.float64]
@@ -29,16 +31,16 @@ _ENERGY_BINS = 4
 
 @dataclass(frozen=True)
 class Summary:
-    """One row per event: `rows[name]` has shape (N, k); `incident_energy` (N,) in MeV."""
+    """What a criterion keeps of events: `rows[name]` and `inputs[name]`, what they were made from, have shape (N, ...)."""
 
-    incident_energy: Array
-    rows: Mapping[str, Array]
+    inputs: Arrays
+    rows: Arrays
 
     def __len__(self) -> int:
-        return len(self.incident_energy)
+        return len(next(iter(self.rows.values())))
 
     def __getitem__(self, part: slice | NDArray[np.intp]) -> Summary:
-        return Summary(self.incident_energy[part], {name: row[part] for name, row in self.rows.items()})
+        return Summary(*({name: array[part] for name, array in each.items()} for each in (self.inputs, self.rows)))
 
 
 @dataclass(frozen=True)
@@ -79,37 +81,42 @@ def summarise(samples: NDArray[np.float32], incident_energy: NDArray[np.floating
         "occupancy": np.count_nonzero(samples > threshold_mev, axis=(1, 2, 3))[:, None].astype(np.float64),
         "spectrum": _spectrum(samples.reshape(count, -1)),
     }
-    return Summary(energy, rows)
+    return Summary({ENERGY: energy}, rows)
 
 
 def joined(parts: Iterable[Summary]) -> Summary:
     """Summaries of consecutive events as one."""
     pieces = list(parts)
-    if len(pieces) == 1:
-        return pieces[0]
-    names = pieces[0].rows
-    return Summary(
-        np.concatenate([piece.incident_energy for piece in pieces]),
-        {name: np.concatenate([piece.rows[name] for piece in pieces]) for name in names},
-    )
+
+    def together(arrays: list[Arrays]) -> Arrays:
+        return {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
+
+    return Summary(together([piece.inputs for piece in pieces]), together([piece.rows for piece in pieces]))
 
 
 class Criterion(Protocol):
     """A figure of merit for precision; lower is better, zero is no change."""
 
-    name: str
-    description: str
+    @property
+    def name(self) -> str:
+        """What it is asked for by."""
 
-    def compare(
-        self,
-        reference_samples: NDArray[np.float32],
-        candidate_samples: NDArray[np.float32],
-        incident_energy: NDArray[np.floating],
-    ) -> Comparison:
-        """The criterion for samples (N, z, x, y) of the same latents and energies."""
+    @property
+    def description(self) -> str:
+        """What it is, in a few words."""
+
+    @property
+    def confidence(self) -> float:
+        """Of its intervals."""
+
+    def reduce(self, outputs: Arrays, inputs: Arrays) -> Summary:
+        """All that is kept of a few events: outputs (N, ...) and the inputs they come from."""
 
     def compare_summaries(self, reference: Summary, candidate: Summary) -> Comparison:
-        """The same from what `summarise` made of them."""
+        """The criterion for what was kept of the same events."""
+
+    def floor(self, first: Summary, second: Summary) -> float | None:
+        """The criterion for two samples of the reference on different events; None where that has no meaning."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +141,25 @@ class ProfileCriterion:
         candidate_samples: NDArray[np.float32],
         incident_energy: NDArray[np.floating],
     ) -> Comparison:
-        """See Criterion."""
+        """The criterion for samples (N, z, x, y) of the same latents and energies."""
         samples = (reference_samples, candidate_samples)
         reference, candidate = (summarise(each, incident_energy, self.threshold_mev) for each in samples)
         return self.compare_summaries(reference, candidate)
+
+    def reduce(self, outputs: Arrays, inputs: Arrays) -> Summary:
+        """See Criterion."""
+        return summarise(outputs["showers"], inputs[ENERGY], self.threshold_mev)
 
     def compare_summaries(self, reference: Summary, candidate: Summary) -> Comparison:
         """See Criterion."""
         families = _families(reference, candidate, self.replicas, self.seed)
         return _comparison(self.figure(families), families, self.confidence)
+
+    def floor(self, first: Summary, second: Summary) -> float:
+        """See Criterion. Both are sorted, so that like energies meet."""
+        rows = [summary[np.argsort(summary.inputs[ENERGY], kind="stable")].rows for summary in (first, second)]
+        inputs = {ENERGY: np.sort(first.inputs[ENERGY])}
+        return self.compare_summaries(*(Summary(inputs, each) for each in rows)).value
 
     def figures(self, reference: Summary, candidate: Summary) -> Array:
         """(replicas + 1,): the value, then that of each bootstrap replica; replica i draws the same events in every call."""
@@ -186,7 +203,7 @@ def get_criterion(name: str, *, threshold_mev: float, confidence: float, seed: i
 def _families(reference: Summary, candidate: Summary, replicas: int, seed: int) -> dict[str, Array]:
     """Figure of each family, shape (replicas + 1,): first of the events as they are, then of each bootstrap replica."""
     count = len(reference)
-    if len(candidate) != count or not np.array_equal(reference.incident_energy, candidate.incident_energy):
+    if len(candidate) != count or not np.array_equal(reference.inputs[ENERGY], candidate.inputs[ENERGY]):
         raise ValueError("the two summaries are not of the same events")
     weights = np.ones((replicas + 1, count))
     weights[1:] = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=replicas)
@@ -194,7 +211,7 @@ def _families(reference: Summary, candidate: Summary, replicas: int, seed: int) 
     splits = np.cumsum([reference.rows[name].shape[1] for name in names])[:-1]
     stacked = [np.concatenate([summary.rows[name] for name in names], 1) for summary in (reference, candidate)]
     bins: list[dict[str, Array]] = []
-    for events in _energy_bins(reference.incident_energy):
+    for events in _energy_bins(reference.inputs[ENERGY]):
         share = weights[:, events]
         share = share / np.maximum(share.sum(1, keepdims=True), 1)
         pair = [dict(zip(names, np.split(share @ rows[events], splits, axis=1), strict=True)) for rows in stacked]

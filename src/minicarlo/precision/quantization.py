@@ -1,6 +1,6 @@
-"""Apply a precision plan to a surrogate's graph: NNCF quantises the int8 layers, the IR tells OpenVINO what stays float32.
+"""Apply a precision plan to a graph: NNCF quantises the int8 layers, the IR tells OpenVINO what stays float32.
 
-Only the layers of the plan ever change. Everything else in these graphs (layer energies, pseudo-random noise from the
+Only the layers of the plan ever change. Everything else in a surrogate's graph (layer energies, pseudo-random noise from the
 fractional part of a projection, normalisation, threshold) is numerically delicate: it is kept out of NNCF's reach by name,
 and in a model that computes in bf16 every such operation carries the IR attribute `precise`, which OpenVINO honours when it
 reads the IR (setting it from Python has no effect).
@@ -11,29 +11,25 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from minicarlo.engines import CompiledGenerator, compile_model, mac_layers, read_model
+from minicarlo.engines import CompiledGenerator, compile_model, mac_layers
+from minicarlo.engines.network import Arrays, OpenVinoNetwork
 from minicarlo.errors import TuningError
 from minicarlo.precision.ir import CARRIERS, mark_precise
 from minicarlo.precision.plan import Layer, Plan
 from minicarlo.precision.transplant import QuantisedLayer, keep_biases_apart, read_quantised, transplant
-from minicarlo.sampling import normal_latents
-from minicarlo.surrogate import Surrogate
 
 if TYPE_CHECKING:
     import openvino
 
-Array = NDArray[np.float32]
-
-_BATCH = 64
+    from minicarlo.precision.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -44,51 +40,48 @@ class PlannedModel:
     weights: bytes
     inference_precision: Literal["f32", "bf16"]
 
+    def compile(
+        self, shapes: Mapping[str, Sequence[int]], *, streams: int = 1, threads: int = 1, profile: bool = False
+    ) -> OpenVinoNetwork:
+        """Compile it for the processor and inputs of `shapes`."""
+        with self.on_disk() as path:
+            return OpenVinoNetwork(path, self.inference_precision, shapes, streams=streams, threads=threads, profile=profile)
 
-@dataclass(frozen=True)
-class Calibration:
-    """Latents (N, L) and energies (N,) in MeV that activation ranges are measured on."""
-
-    latent: Array
-    incident_energy: Array
-
-    @classmethod
-    def over_range(cls, surrogate: Surrogate, count: int, seed: int) -> Calibration:
-        """`count` events on a logarithmic grid over the whole trained range, every batch spread over all of it."""
-        energy_range = surrogate.manifest.conditions["incident_energy"]
-        grid = np.geomspace(energy_range.low, energy_range.high, count)
-        order = np.random.default_rng([seed, 1]).permutation(count)
-        energy = np.clip(grid[order], energy_range.low, energy_range.high).astype(np.float32)
-        return cls(normal_latents(seed, 0, count, surrogate.manifest.latent_size), energy)
-
-    def batches(self) -> list[dict[str, Array]]:
-        """Pieces as the model's inputs."""
-        return [
-            {"latent": self.latent[start : start + _BATCH], "incident_energy": self.incident_energy[start : start + _BATCH, None]}
-            for start in range(0, len(self.latent), _BATCH)
-        ]
+    @contextmanager
+    def on_disk(self) -> Iterator[Path]:
+        """The path of the IR as a file, as long as the context lasts."""
+        with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
+            path = Path(folder, "model.xml")
+            path.write_bytes(self.xml)
+            path.with_suffix(".bin").write_bytes(self.weights)
+            yield path
 
 
 class Quantizer:
-    """Turns plans for one surrogate into OpenVINO models.
+    """Turns plans for one network into OpenVINO models.
+
+    `model` is the float32 graph, `batches` the inputs that activation ranges are measured on, `name` what messages call it.
 
     NNCF runs once, over all layers; a plan then takes from that model what belongs to its int8 layers (activation ranges,
     int8 weights, corrected bias), so that one more plan costs no calibration and what a layer becomes does not depend on
     the others. Raises TuningError when the graph has no layer to plan.
     """
 
-    def __init__(self, surrogate: Surrogate, calibration: Calibration) -> None:
-        self._model, _ = read_model(surrogate)
+    def __init__(self, model: openvino.Model, batches: Sequence[Arrays], name: str) -> None:
+        self._model, self._batches = model.clone(), batches
         _fold(self._model)
-        self._calibration = calibration
         self._names = _planned_operations(self._model)
-        self.layers = _layers(self._model, self._names)
-        self._quantised: dict[str, QuantisedLayer] | None = None
-        if not self.layers:
+        if not self._names:
             raise TuningError(
-                f"Surrogate {surrogate.path} has no convolution or matrix product with fixed weights, "
-                "so there is no precision to lower."
+                f"{name} has no convolution or matrix product with fixed weights, so there is no precision to lower."
             )
+        self.layers = _layers(self._model, self._names, batches[0])
+        self._quantised: dict[str, QuantisedLayer] | None = None
+
+    @classmethod
+    def of(cls, subject: Subject) -> Quantizer:
+        """The quantizer of what is tuned."""
+        return cls(subject.model, subject.calibration(), subject.name)
 
     def apply(self, plan: Plan) -> PlannedModel:
         """The model in which each layer has the format of `plan` and everything else is float32."""
@@ -109,15 +102,14 @@ class Quantizer:
 
     def _calibrated(self) -> openvino.Model:
         nncf = _nncf()
-        batches = self._calibration.batches()
         # Fast bias correction leaves transposed convolutions out; the slow one covers them.
         transposed = any("Backprop" in layer.operation for layer in self.layers)
         with redirect_stdout(io.StringIO()):  # NNCF draws its progress bars there
             return nncf.quantize(
                 self._model.clone(),
-                nncf.Dataset(batches),
+                nncf.Dataset(self._batches),
                 preset=nncf.QuantizationPreset.MIXED,
-                subset_size=len(batches),
+                subset_size=len(self._batches),
                 fast_bias_correction=not transposed,
                 ignored_scope=nncf.IgnoredScope(names=_untouchable(self._model, self._names), validate=False),
                 # half-range weights would only help processors without VNNI
@@ -125,15 +117,10 @@ class Quantizer:
             )
 
 
-def compile_planned(
-    model: PlannedModel, *, batch: int | None = None, streams: int = 1, threads: int = 1, profile: bool = False
-) -> CompiledGenerator:
-    """Compile a planned model for the processor."""
-    with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
-        path = Path(folder, "model.xml")
-        path.write_bytes(model.xml)
-        path.with_suffix(".bin").write_bytes(model.weights)
-        return compile_model(path, model.inference_precision, batch=batch, streams=streams, threads=threads, profile=profile)
+def compile_planned(model: PlannedModel, *, batch: int | None = None, streams: int = 1, threads: int = 1) -> CompiledGenerator:
+    """Compile a surrogate's planned model for the processor."""
+    with model.on_disk() as path:
+        return compile_model(path, model.inference_precision, batch=batch, streams=streams, threads=threads)
 
 
 def _planned_operations(model: openvino.Model) -> dict[str, str]:
@@ -142,19 +129,20 @@ def _planned_operations(model: openvino.Model) -> dict[str, str]:
     return {name: layer for name, layer in mac_layers(model).items() if _is_constant(operations[name].input_value(1).get_node())}
 
 
-def _layers(model: openvino.Model, names: Mapping[str, str]) -> tuple[Layer, ...]:
-    single = model.clone()
-    single.reshape({port: [1, port.get_partial_shape()[1].get_length()] for port in single.inputs})
+def _layers(model: openvino.Model, names: Mapping[str, str], inputs: Arrays) -> tuple[Layer, ...]:
+    count = len(next(iter(inputs.values())))
+    batch = model.clone()
+    batch.reshape({name: list(array.shape) for name, array in inputs.items()})
     layers = []
-    for op in single.get_ordered_ops():
+    for op in batch.get_ordered_ops():
         name = op.get_friendly_name()
         if name in names:
-            layers.append(Layer(names[name], op.get_type_name(), _macs(op)))
+            layers.append(Layer(names[name], op.get_type_name(), _macs(op) // count))
     return tuple(layers)
 
 
 def _macs(op: Any) -> int:  # noqa: ANN401
-    """Multiply-accumulates of an operation in a model for one event."""
+    """Multiply-accumulates of an operation on inputs of fixed shapes."""
     kind, output = op.get_type_name(), list(op.output(0).get_shape())
     weights = list(op.input_value(1).get_shape())
     if kind == "MatMul":

@@ -7,25 +7,31 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from minicarlo.engines import CompiledGenerator, machine
+from minicarlo.engines import machine
+from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import events_info
 from minicarlo.files import check_writable
 from minicarlo.precision.cost import LayerCost
-from minicarlo.precision.criterion import Comparison, ProfileCriterion, get_criterion
+from minicarlo.precision.criterion import Comparison, get_criterion
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History, plain
 from minicarlo.precision.plan import FORMATS, Plan, estimated_speedup, int8_share
-from minicarlo.precision.quantization import Calibration, Quantizer
+from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.rewriting import fastest
 from minicarlo.precision.sensitivity import LayerSensitivity
 from minicarlo.precision.strategies import Trial, get_strategy
+from minicarlo.precision.subject import Subject
+from minicarlo.precision.surrogates import SurrogateSubject
 from minicarlo.surrogate import Surrogate
 
 Progress = Callable[[int, int], None]
+Confirm = Callable[[OpenVinoNetwork], dict[str, Any]]
+"""A second judge: says of a network whether it is `accepted`, and why."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,9 @@ def tune(
     if objective == "time":
         loaded = fastest(loaded)
     measure = get_criterion(criterion, threshold_mev=loaded.manifest.readout_threshold_mev, confidence=confidence, seed=seed)
+    subject = SurrogateSubject(loaded, measure, calibration_events=calibration_events, seed=seed)
     request = {
-        "surrogate": loaded.hash,
+        "model": subject.digest,
         "formats": list(allowed),
         "criterion": criterion,
         "tolerance": tolerance,
@@ -124,16 +131,20 @@ def tune(
     chosen_strategy = get_strategy(strategy)
     path = output.with_name(f".{output.name}.tuning.jsonl")
     check_writable(path)
-    quantizer = Quantizer(loaded, Calibration.over_range(loaded, calibration_events, seed))
-    evaluation = Evaluation(loaded, quantizer, measure, events=evaluation_events, seed=seed)
+    quantizer = Quantizer.of(subject)
+    evaluation = Evaluation(subject, quantizer, events=evaluation_events)
+    confirm = (
+        None if reference is None else partial(subject.against_monte_carlo, evaluation, path=Path(reference), tolerance=tolerance)
+    )
     study = Study(
+        subject,
         quantizer,
         evaluation,
-        measure,
         History(path, request),
         tolerance=tolerance,
         budget=Budget(max_trials, time_limit),
         timing_seconds=timing_seconds if objective == "time" else None,
+        confirm=confirm,
         progress=progress,
     )
     search = chosen_strategy(quantizer.layers, allowed, tolerance, study.sensitivity, study.cost)
@@ -142,7 +153,7 @@ def tune(
             search.tell(study.evaluate(plan))
     except (KeyboardInterrupt, OutOfBudget) as stop:
         study.interrupted = isinstance(stop, KeyboardInterrupt)
-    return study.finish(loaded, output, None if reference is None else Path(reference))
+    return study.finish(output)
 
 
 class OutOfBudget(Exception):
@@ -173,17 +184,19 @@ class Study:
 
     def __init__(
         self,
+        subject: Subject,
         quantizer: Quantizer,
         evaluation: Evaluation,
-        criterion: ProfileCriterion,
         history: History,
         *,
         tolerance: float,
         budget: Budget,
         timing_seconds: float | None,
+        confirm: Confirm | None,
         progress: Progress | None,
     ) -> None:
-        self._quantizer, self._evaluation, self._criterion, self._history = quantizer, evaluation, criterion, history
+        self._subject, self._criterion, self._confirm = subject, subject.criterion, confirm
+        self._quantizer, self._evaluation, self._history = quantizer, evaluation, history
         self._tolerance, self.budget, self._timing_seconds, self._progress = tolerance, budget, timing_seconds, progress
         self._known = {Plan.of(trial.plan).key: trial for trial in history.trials}
         self.interrupted = False
@@ -207,8 +220,8 @@ class Study:
 
     def _run(self, plan: Plan) -> Trial:
         start = time.monotonic()
-        generator = self._evaluation.compile(plan)
-        ran = generator.precision_report()
+        network = self._evaluation.compile(plan)
+        ran = network.precision_report()
         base: dict[str, Any] = {
             "trial": len(self._history.trials) + 1,
             "plan": dict(plan),
@@ -225,9 +238,9 @@ class Study:
             return Trial(
                 **base, followed=False, accepted=False, reason=reason, int8_share=share, seconds=time.monotonic() - start
             )
-        comparison = self._evaluation.search(generator)
+        comparison = self._evaluation.search(network)
         passed = comparison.high <= self._tolerance
-        held_out = self._evaluation.held_out(generator) if passed else None
+        held_out = self._evaluation.held_out(network) if passed else None
         accepted = held_out is not None and held_out.high <= self._tolerance
         if accepted:
             reason = "within the tolerance on the search's and on held-out events"
@@ -235,7 +248,7 @@ class Study:
             worst = max(comparison.families, key=comparison.families.__getitem__)
             which = f"{comparison.high:.3g} (worst: {worst})" if held_out is None else f"{held_out.high:.3g} on held-out events"
             reason = f"upper bound {which} is above the tolerance {self._tolerance:g}"
-        speed, spread = self._speed(plan, generator)
+        speed, spread = self._speed(plan, network)
         return Trial(
             **base,
             followed=True,
@@ -252,20 +265,20 @@ class Study:
             seconds=time.monotonic() - start,
         )
 
-    def _speed(self, plan: Plan, generator: CompiledGenerator) -> tuple[float, float | None]:
+    def _speed(self, plan: Plan, network: OpenVinoNetwork) -> tuple[float, float | None]:
         if self._timing_seconds is None:
             return estimated_speedup(plan, self._quantizer.layers), None
-        measured = self._evaluation.speedup(generator, self._timing_seconds)
+        measured = self._evaluation.speedup(network, self._timing_seconds)
         return measured.value, measured.spread
 
     def _probe(self, plan: Plan) -> float:
         if self.budget.out_of_time:
             raise OutOfBudget
         start = time.monotonic()
-        generator = self._evaluation.compile(plan)
-        ran = generator.precision_report()
+        network = self._evaluation.compile(plan)
+        ran = network.precision_report()
         followed = all(ran.get(name) == form for name, form in plan.items())
-        value = self._evaluation.probe(generator).value if followed else math.inf
+        value = self._evaluation.probe(network).value if followed else math.inf
         self._probes += 1
         self._probe_seconds = time.monotonic() - start
         self._tick()
@@ -283,8 +296,8 @@ class Study:
             done = self.budget.used + self._probes
             self._progress(done, max(done, self.budget.trials + probes))
 
-    def finish(self, surrogate: Surrogate, output: Path, reference: Path | None) -> TuneResult:
-        """Choose the fastest plan that passed, confirm it against Monte Carlo events if there are any, and write it."""
+    def finish(self, output: Path) -> TuneResult:
+        """Choose the fastest plan that passed, have it confirmed if there is a second judge, and write it."""
         monte_carlo: dict[str, Any] | None = None
         best: Trial | None = None
         slower = refused = 0
@@ -292,11 +305,8 @@ class Study:
             if (trial.speedup or 0.0) <= 1:
                 slower += 1
                 continue
-            if reference is not None:
-                generator = self._evaluation.compile(Plan.of(trial.plan))
-                monte_carlo = self._evaluation.against_monte_carlo(
-                    generator, reference, self._tolerance, self._criterion.confidence
-                )
+            if self._confirm is not None:
+                monte_carlo = self._confirm(self._evaluation.compile(Plan.of(trial.plan)))
                 if not monte_carlo["accepted"]:
                     refused += 1
                     continue
@@ -305,7 +315,6 @@ class Study:
         plan = Plan.uniform(self._quantizer.layers, "fp32") if best is None else Plan.of(best.plan)
         compiled = self._evaluation.compile(plan)
         ran = compiled.precision_report()
-        floor = self._evaluation.floor()
         held_out = Comparison(0, 0, 0, {}) if best is None else self._evaluation.held_out(compiled)
         criterion = {
             "name": self._criterion.name,
@@ -316,7 +325,7 @@ class Study:
             "high": held_out.high,
             "tolerance": self._tolerance,
             "confidence": self._criterion.confidence,
-            "floor": floor.value,
+            "floor": self._evaluation.floor(),
             "families": held_out.families,
         }
         result = TuneResult(
@@ -335,11 +344,11 @@ class Study:
             monte_carlo=monte_carlo,
             history=tuple(self.trials),
         )
-        self._write(surrogate, output, plan, result)
+        self._write(output, plan, result)
         self._history.remove()
         return result
 
-    def _write(self, surrogate: Surrogate, output: Path, plan: Plan, result: TuneResult) -> None:
+    def _write(self, output: Path, plan: Plan, result: TuneResult) -> None:
         planned = self._quantizer.apply(plan)
         facts = {
             "inference_precision": planned.inference_precision,
@@ -348,7 +357,7 @@ class Study:
         }
         kept = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
         speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._timing_seconds is not None else None
-        surrogate.with_tuned(output, planned.xml, planned.weights, kept | facts, self._history.content(), speed=speed)
+        self._subject.write(output, planned, kept | facts, self._history.content(), speed)
 
 
 def _account(best: Trial | None, slower: int, refused: int, trials: list[Trial]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from minicarlo.engines import CompiledGenerator
 
 Array = NDArray[np.float32]
+Pass = Callable[[], None]
+"""Runs the same events once."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,24 @@ class Speedup:
 
     value: float
     spread: float
+
+
+def interleaved(reference: Pass, candidate: Pass, *, seconds: float = 1.0, windows: int = 7) -> Speedup:
+    """Time two passes over the same events, one after the other in each window, for about `seconds` in all.
+
+    What else the machine does then slows both alike. The order within a window alternates.
+    """
+    pair = (reference, candidate)
+    for each in pair:
+        _seconds(each, 1)
+    repeats = [max(1, round(seconds / (2 * windows) / max(_seconds(each, 1), 1e-6))) for each in pair]
+    ratios = []
+    for window in range(windows):
+        order = (0, 1) if window % 2 == 0 else (1, 0)
+        spent = {which: _seconds(pair[which], repeats[which]) / repeats[which] for which in order}
+        ratios.append(spent[0] / spent[1])
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return Speedup(float(middle), float(high - low) / 2)
 
 
 def measure_speedup(
@@ -30,28 +51,23 @@ def measure_speedup(
     seconds: float = 1.0,
     windows: int = 7,
 ) -> Speedup:
-    """Time both on the same events, one after the other in each window, for about `seconds` in all.
+    """`interleaved` for two generators of showers."""
 
-    What else the machine does then slows both alike. The order within a window alternates.
-    """
-    pair = (reference, candidate)
-    for generator in pair:
-        _seconds(generator, latent, incident_energy, 1)
-    repeats = [max(1, round(seconds / (2 * windows) / max(_seconds(each, latent, incident_energy, 1), 1e-6))) for each in pair]
-    ratios = []
-    for window in range(windows):
-        order = (0, 1) if window % 2 == 0 else (1, 0)
-        spent = {which: _seconds(pair[which], latent, incident_energy, repeats[which]) / repeats[which] for which in order}
-        ratios.append(spent[0] / spent[1])
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    return Speedup(float(middle), float(high - low) / 2)
+    def over(generator: CompiledGenerator) -> Pass:
+        step = generator.batch or len(latent)
+        batches = [(i, latent[i : i + step], incident_energy[i : i + step]) for i in range(0, len(latent), step)]
+
+        def run() -> None:
+            for _ in generator.map(batches):
+                pass
+
+        return run
+
+    return interleaved(over(reference), over(candidate), seconds=seconds, windows=windows)
 
 
-def _seconds(generator: CompiledGenerator, latent: Array, energy: Array, repeats: int) -> float:
-    step = generator.batch or len(latent)
-    batches = [(i, latent[i : i + step], energy[i : i + step]) for i in range(0, len(latent), step)]
+def _seconds(run: Pass, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
-        for _ in generator.map(batches):
-            pass
+        run()
     return time.perf_counter() - start

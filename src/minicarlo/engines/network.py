@@ -1,0 +1,206 @@
+"""Any network on OpenVINO: arrays by name in, arrays by name out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicarlo.engines.base import Key, PrecisionReport
+from minicarlo.engines.openvino import _FORMATS, InferencePrecision, _computes, _core, _keep_products_apart, has_bf16, mac_layers
+from minicarlo.errors import UnsupportedPrecision
+
+if TYPE_CHECKING:
+    import openvino
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Name of an input or output to its values, (events, ...)."""
+
+LARGEST_TENSOR = 2**28
+"""Elements per event that a graph may ask for."""
+
+
+class OpenVinoNetwork:
+    """A model compiled by OpenVINO for inputs of fixed shapes, -1 standing for any length.
+
+    `batch` is the number of events in one inference (None: any), `streams` how many inferences run at once, `threads` how many
+    threads each stream has. Layers that the model itself does not quantise run in `inference_precision`. With `profile` the
+    runtime takes the time of each layer (`layer_seconds`), at some cost in speed.
+    """
+
+    def __init__(
+        self,
+        model: openvino.Model | Path | str,
+        inference_precision: InferencePrecision,
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        streams: int = 1,
+        threads: int = 1,
+        profile: bool = False,
+    ) -> None:
+        batch = next(iter(shapes.values()))[0]
+        if min(streams, threads, abs(batch)) < 1:
+            raise ValueError("batch, streams and threads must be at least 1")
+        model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
+        self.batch, self.streams, self.threads = None if batch == -1 else batch, streams, threads
+        self._layers = mac_layers(model)
+        self._layer_of = self._layers | {name: name for name in self._layers.values()}  # after fusing a bias
+        model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
+        _keep_products_apart(model)
+        properties = {
+            # The default is bf16 where there is hardware for it; where there is none, bf16 would be emulated.
+            "INFERENCE_PRECISION_HINT": inference_precision if has_bf16() else "f32",
+            "EXECUTION_MODE_HINT": "PERFORMANCE",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * threads,
+            "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
+            "PERF_COUNT": profile,
+        }
+        self._compiled = _core().compile_model(model, "CPU", properties)
+        self._inputs = {name: self._compiled.input(name) for name in shapes}
+        self._types = {name: port.get_element_type().to_dtype() for name, port in self._inputs.items()}
+        self._outputs = {tensor_name(port): port for port in self._compiled.outputs}
+        self._requests: deque[Any] = deque()
+
+    def output_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one event of an output."""
+        return tuple(dimension.get_length() for dimension in list(self._outputs[name].get_partial_shape())[1:])
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Outputs (N, ...) for inputs (N, ...), one inference after another."""
+        count = len(next(iter(inputs.values())))
+        step = self.batch or max(count, 1)
+        pieces = ((i, {name: array[i : i + step] for name, array in inputs.items()}) for i in range(0, count, step))
+        parts = [outputs for _, outputs in self._map(pieces, 1)]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+
+    def map(self, batches: Iterable[tuple[Key, Arrays]]) -> Iterator[tuple[Key, dict[str, NDArray[Any]]]]:
+        """(key, outputs) for each (key, inputs), in the order given, up to `streams` inferences at once.
+
+        `batches` is read a little ahead; the arrays given out belong to the caller.
+        """
+        return self._map(batches, 2 * self.streams if self.streams > 1 else 1)
+
+    def _map(self, batches: Iterable[tuple[Key, Arrays]], depth: int) -> Iterator[tuple[Key, dict[str, NDArray[Any]]]]:
+        """A ring of `depth` requests: the oldest is waited for, emptied and handed out before it is used again."""
+        while len(self._requests) < depth:
+            self._requests.append(self._compiled.create_infer_request())
+        idle = deque(self._requests.popleft() for _ in range(depth))  # ours until done: a second map takes others
+        running: deque[tuple[Key, int, Any]] = deque()
+        try:
+            for key, inputs in batches:
+                if not idle:
+                    yield self._finish(running, idle)
+                request = idle.popleft()
+                running.append((key, self._start(request, inputs), request))
+            while running:
+                yield self._finish(running, idle)
+        finally:
+            for _, _, request in running:  # left behind by an error or by a caller who had enough
+                with suppress(RuntimeError):
+                    request.wait()
+                idle.append(request)
+            self._requests.extend(idle)
+
+    def _start(self, request: Any, inputs: Arrays) -> int:  # noqa: ANN401
+        arrays = {name: np.ascontiguousarray(inputs[name], kind) for name, kind in self._types.items()}
+        lengths = {name: len(array) for name, array in arrays.items()}
+        count = next(iter(lengths.values()))
+        if len(set(lengths.values())) != 1 or (self.batch is not None and not 0 < count <= self.batch):
+            raise ValueError(f"inputs of {lengths} events do not fit a batch of {self.batch}")
+        if self.batch is not None and count < self.batch:
+            missing = self.batch - count
+            arrays = {n: np.concatenate([a, np.broadcast_to(a[-1:], (missing, *a.shape[1:]))]) for n, a in arrays.items()}
+        request.start_async({self._inputs[name]: array for name, array in arrays.items()}, share_inputs=False)
+        return count
+
+    def _finish(self, running: deque[tuple[Key, int, Any]], idle: deque[Any]) -> tuple[Key, dict[str, NDArray[Any]]]:
+        key, count, request = running.popleft()
+        request.wait()
+        outputs = {name: request.get_tensor(port).data[:count].copy() for name, port in self._outputs.items()}
+        idle.append(request)
+        return key, outputs
+
+    def precision_report(self) -> PrecisionReport:
+        """The format each layer with multiply-accumulates runs in, as the runtime itself reports it.
+
+        Layers that the runtime fused into another are reported with it.
+        """
+        report: PrecisionReport = {}
+        for op in self._compiled.get_runtime_model().get_ordered_ops():
+            info = op.get_rt_info()
+            sources = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
+            for source in (
+                name.removesuffix("/DequantizationMultiply") for name in sources
+            ):  # what a quantised product may become
+                if source in self._layer_of and _computes(info):
+                    ran = info["runtimePrecision"].astype(str)
+                    report[self._layer_of[source]] = _FORMATS.get(ran, ran)
+        return {name: report[name] for name in self._layers.values() if name in report}
+
+    def assert_precision(self, expected: str) -> None:
+        """Raise UnsupportedPrecision unless all layers run in the format `expected`."""
+        ran = self.precision_report()
+        wrong = [f"{name} in {form}" for name, form in ran.items() if form != expected]
+        if wrong or not ran:
+            listed = ", ".join(wrong[:5]) or "it reports no layer"
+            raise UnsupportedPrecision(f"The runtime does not compute in {expected}: {listed}. Choose another precision.")
+
+    def layer_seconds(self, inputs: Arrays, rounds: int = 15) -> dict[str, float]:
+        """Seconds of each layer in one inference of a batch: the least of `rounds`, by the runtime's own clock.
+
+        With a layer count what the runtime fused into it and the reorders and conversions before and after it. The network
+        must have been compiled to be profiled.
+        """
+        request = self._compiled.create_infer_request()
+        taken: dict[str, list[float]] = {name: [] for name in self._layers.values()}
+        for _ in range(rounds + 1):  # the first warms up
+            request.infer({self._inputs[name]: array for name, array in inputs.items()})
+            spent = dict.fromkeys(taken, 0.0)
+            for node in request.get_profiling_info():
+                if (layer := self._owner(node.node_name)) is not None:
+                    spent[layer] += node.real_time.total_seconds()
+            for name, seconds in spent.items():
+                taken[name].append(seconds)
+        return {name: min(seconds[1:]) for name, seconds in taken.items()}
+
+    def _owner(self, node: str) -> str | None:
+        """The layer that a runtime node belongs to: itself, or a reorder named PRODUCER_..._CONSUMER."""
+        for name, layer in self._layer_of.items():
+            if node == name or node.startswith((f"{name}/", f"{name}_")) or node.endswith(f"_{name}"):
+                return layer
+        return None
+
+    def runtime_layers(self) -> list[dict[str, str]]:
+        """Every node of the compiled graph: name, type, primitive, precision, and the layers it was made from."""
+        keys = {"type": "layerType", "primitive": "primitiveType", "precision": "runtimePrecision"}
+        keys["layers"] = "originalLayersNames"
+        rows = []
+        for op in self._compiled.get_runtime_model().get_ordered_ops():
+            info = op.get_rt_info()
+            rows.append({"name": op.get_friendly_name()} | {k: info[v].astype(str) if v in info else "" for k, v in keys.items()})
+        return rows
+
+
+def tensor_name(port: Any) -> str:  # noqa: ANN401
+    """What a port of a model is called: the first of its names, or its layer's where it has none."""
+    return str(port.get_any_name()) if port.get_names() else str(port.get_node().get_friendly_name())
+
+
+def oversized_layer(model: openvino.Model, shapes: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
+    """Name and shape of a layer that would need absurd memory for inputs of `shapes`, or whose shape stays open."""
+    single = model.clone()
+    single.reshape({single.input(name): list(shape) for name, shape in shapes.items()})
+    for op in single.get_ordered_ops():
+        for output in op.outputs():
+            shape = output.get_partial_shape()
+            if shape.is_dynamic or np.prod(np.asarray(shape.to_shape(), np.float64), initial=1) > LARGEST_TENSOR:
+                return op.get_friendly_name(), str(shape)
+    return None
