@@ -156,7 +156,7 @@ def main() -> None:
     contest = Contest(Surrogate.load(arguments.surrogate), arguments.tolerance)
     contestants = {
         "minicarlo pareto": lambda: contest.ours("pareto"),
-        "minicarlo fallback": lambda: contest.ours("fallback"),
+        "minicarlo mse_v2": lambda: contest.ours("mse_v2"),
         "NNCF quantize": contest.nncf_quantize,
         "NNCF accuracy control": contest.nncf_accuracy_control,
         "ONNX Runtime static": contest.onnx_runtime,

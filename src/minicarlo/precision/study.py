@@ -24,7 +24,7 @@ from minicarlo.precision.plan import FORMATS, Plan, estimated_speedup, int8_shar
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.rewriting import fastest
 from minicarlo.precision.sensitivity import LayerSensitivity
-from minicarlo.precision.strategies import Trial, get_strategy
+from minicarlo.precision.strategies import Problem, Trial, get_strategy
 from minicarlo.precision.subject import Subject
 from minicarlo.precision.surrogates import SurrogateSubject
 from minicarlo.surrogate import Surrogate
@@ -147,7 +147,10 @@ def tune(
         confirm=confirm,
         progress=progress,
     )
-    search = chosen_strategy(quantizer.layers, allowed, tolerance, study.sensitivity, study.cost)
+    offered = {layer.name: allowed for layer in quantizer.layers}
+    search = chosen_strategy(
+        Problem(quantizer.layers, offered, tolerance, study.sensitivity, study.cost, max_trials=max_trials, seed=seed)
+    )
     try:
         while not study.budget.spent and (plan := search.ask()) is not None:
             search.tell(study.evaluate(plan))

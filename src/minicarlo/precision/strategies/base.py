@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
-from minicarlo.precision.plan import Layer, Plan
+from minicarlo.precision.plan import FORMATS, Layer, Plan
 
 Sensitivity = Callable[[str, str], float]
 """(layer, format) to the criterion's value with that layer alone so; measured when first asked for, infinite if it cannot run."""
 
 Cost = Callable[[str, str], float]
-"""(layer, format) to what the layer costs so: seconds, or multiply-accumulates where nothing is timed."""
+"""(layer, format) to what the layer costs so: seconds, bytes, or multiply-accumulates where nothing is measured."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,85 @@ class Trial:
         return {"kind": "trial", **self.__dict__}
 
 
-class Strategy(Protocol):
-    """Decides which plan to try next. One per file in this folder; register it in `minicarlo.precision.strategies`."""
+@dataclass(frozen=True)
+class Problem:
+    """What a strategy knows before it has tried anything.
 
-    def __init__(
-        self, layers: tuple[Layer, ...], formats: tuple[str, ...], tolerance: float, sensitivity: Sensitivity, cost: Cost
-    ) -> None: ...
+    `formats` are those each layer may have, cheapest first, fp32 last. `max_trials` is the budget, `seed` that of whatever a
+    strategy draws at random. `sensitivity` and `cost` measure when asked.
+    """
+
+    layers: tuple[Layer, ...]
+    formats: Mapping[str, tuple[str, ...]]
+    tolerance: float
+    sensitivity: Sensitivity
+    cost: Cost
+    max_trials: int = 100
+    seed: int = 0
+
+
+Search = Generator[Plan, Trial, None]
+"""Yields the plans to try and receives the trial of each."""
+
+
+class Strategy(ABC):
+    """Decides which plan to try next: `search` says in which order, `ask` and `tell` keep the books.
+
+    No plan is asked for twice: a search that yields a plan that was tried receives the trial that is known. A format that the
+    runtime did not run for a layer is struck; from then on the layer has the next dearer one instead, and the trial that the
+    search receives is of that plan (its `plan` says so).
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.formats = {layer.name: list(problem.formats[layer.name]) for layer in problem.layers}
+        self._known: dict[str, Trial] = {}
+        self._search = self.search()
+        self._wanted: Plan | None = None
+
+    @abstractmethod
+    def search(self) -> Search:
+        """The plans to try, in order."""
 
     def ask(self) -> Plan | None:
         """The next plan, or None when there is nothing left to try."""
+        try:
+            if self._wanted is None:
+                self._wanted = next(self._search)
+            while (plan := self._available(self._wanted)).key in self._known:
+                self._wanted = self._search.send(self._known[plan.key])
+        except StopIteration:
+            return None
+        return plan
 
     def tell(self, trial: Trial) -> None:
         """What came of the plan that was asked for last."""
+        self._known[Plan.of(trial.plan).key] = trial
+        if not trial.followed:
+            for name, form in trial.plan.items():
+                if trial.ran.get(name) != form and form != "fp32" and form in self.formats[name]:
+                    self.formats[name].remove(form)
+
+    def cheapest(self) -> Plan:
+        """Every layer in its cheapest format."""
+        return Plan.of({name: forms[0] for name, forms in self.formats.items()})
+
+    def reference(self) -> Plan:
+        """Every layer in fp32."""
+        return Plan.uniform(self.problem.layers, "fp32")
+
+    def harm(self, name: str, form: str) -> float:
+        """What one layer alone in a format does to the criterion."""
+        return 0.0 if form == "fp32" else self.problem.sensitivity(name, form)
+
+    def cost(self, plan: Plan) -> float:
+        """What a plan costs if the costs of its layers add up."""
+        return sum(self.problem.cost(name, form) for name, form in plan.items())
+
+    def _available(self, plan: Plan) -> Plan:
+        def next_dearer(form: str, forms: list[str]) -> str:
+            return next(each for each in FORMATS[FORMATS.index(form) :] if each in forms)
+
+        return Plan.of({name: next_dearer(form, self.formats[name]) for name, form in plan.items()})

@@ -3,127 +3,120 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
+from numpy.typing import NDArray
 
-from minicarlo.precision.plan import Layer, Plan
-from minicarlo.precision.strategies.base import Cost, Sensitivity, Trial
+from minicarlo.precision.plan import Plan
+from minicarlo.precision.strategies.base import Search, Strategy, Trial
 
-_BUDGETS = 48
+_UNITS = 4096
+"""Steps of the dynamic program's clock in the dearest plan."""
+_APART = 0.01
+"""Plans closer in cost than this are not both worth a trial: hardly a clock tells them apart."""
+_GUESSES = 3
 _SPENDS = 2
 
 
-class Pareto:
-    """Bisect the chain of best plans by the true criterion, then spend what the tolerance has left.
+class Pareto(Strategy):
+    """Search the chain of best plans by the true criterion, then spend what the tolerance has left.
 
     1. All layers in the cheapest format; if that passes, it is the answer.
     2. The harm of each layer alone in each format (`sensitivity`) and its measured time (`cost`) are taken to add up. For every
-       budget of time an integer program finds the plan of least harm: a chain from the fastest plan to all fp32.
-    3. The chain is bisected for the fastest plan that really passes: about log2(length) trials.
+       budget of time a dynamic program finds the plan of least harm: a chain from the fastest plan to all fp32.
+    3. The chain is searched for the fastest plan that really passes: first where the predicted harm, scaled by what the trial
+       before it was wrong by, meets the tolerance; after three guesses by bisection.
     4. Layers that the last plan left in a dear format are lowered once more as far as the criterion has room.
 
     References:
-        Additive sensitivity and integer program: HAWQ-V3, Z. Yao et al., https://arxiv.org/abs/2011.10680
-        Taking formats back at the end: `mse_v2` of Intel Neural Compressor 2.x
+        Additive sensitivity and measured time: HAWQ-V3, Z. Yao et al., https://arxiv.org/abs/2011.10680
+        Search of a chain of plans by the true figure: N. P. Pandey et al., https://arxiv.org/abs/2302.05397
+        Taking formats back at the end: `mse_v2` of Intel Neural Compressor 2.6
     """
 
-    def __init__(
-        self, layers: tuple[Layer, ...], formats: tuple[str, ...], tolerance: float, sensitivity: Sensitivity, cost: Cost
-    ) -> None:
-        self._layers = [layer.name for layer in layers]
-        self._formats = {name: list(formats) for name in self._layers}
-        self._tolerance, self._sensitivity, self._cost = tolerance, sensitivity, cost
-        self._first = Plan.uniform(layers, formats[0])
-        self._chain: list[Plan] | None = None
-        self._low = self._high = 0  # the fastest plan that passes lies in chain[low:high], or is chain[high]
-        self._spends = _SPENDS
-        self._passed: tuple[Plan, float] | None = None
-        self._asked: Plan | None = None
-        self._tried: set[str] = set()
+    name = "pareto"
 
-    def ask(self) -> Plan | None:
+    def search(self) -> Search:
         """See Strategy."""
-        self._asked = self._next()
-        if self._asked is not None:
-            self._tried.add(self._asked.key)
-        return self._asked
+        first = yield self.cheapest()
+        if first.accepted:
+            return
+        passed = yield from self._fastest()
+        for spend in range(_SPENDS):
+            if passed is None:
+                return
+            trial = yield self._spent(passed, share=0.5 ** (_SPENDS - 1 - spend))
+            passed = trial if trial.accepted else passed
 
-    def tell(self, trial: Trial) -> None:
-        """See Strategy."""
-        assert self._asked is not None
-        if not trial.followed:
-            self._strike(trial)
-        elif self._chain is None:
+    def _fastest(self) -> Generator[Plan, Trial, Trial | None]:
+        """The trial of the fastest plan of the chain that passes; the chain is made anew when a format turns out unavailable."""
+        passed = None
+        offered: dict[str, list[str]] = {}
+        chain: list[Plan] = []
+        low = high = trials = 0
+        scale = 1.0
+        while offered != self.formats or low < high:
+            if offered != self.formats:
+                offered = {name: list(forms) for name, forms in self.formats.items()}
+                chain = self._best_plans()
+                low, high = 0, len(chain)
+                continue
+            index = self._guess(chain[low:high], scale) + low if trials < _GUESSES else (low + high) // 2
+            trial = yield chain[index]
+            trials += 1
+            if math.isfinite(trial.upper) and (harm := self._predicted(chain[index])) > 0:
+                scale = trial.upper / harm
             if trial.accepted:
-                self._chain, self._spends = [], 0
+                high, passed = index, trial
             else:
-                self._build()
-        elif self._low < self._high:
-            middle = (self._low + self._high) // 2
-            if trial.accepted:
-                self._high, self._passed = middle, (self._asked, trial.upper)
-            else:
-                self._low = middle + 1
-        elif trial.accepted:
-            self._passed = (self._asked, trial.upper)
+                low = index + 1
+        return passed
 
-    def _next(self) -> Plan | None:
-        if self._chain is None:
-            return self._first
-        while self._low < self._high:
-            plan = self._chain[(self._low + self._high) // 2]
-            if plan.key not in self._tried:
-                return plan
-            self._low = (self._low + self._high) // 2 + 1  # the first plan, tried and failed
-        while self._passed is not None and self._spends > 0:
-            self._spends -= 1
-            plan = self._spent(*self._passed, share=0.5 ** (_SPENDS - 1 - self._spends))
-            if plan.key not in self._tried:
-                return plan
-        return None
+    def _guess(self, plans: list[Plan], scale: float) -> int:
+        """The first of `plans`, by falling harm, that should pass; the last if none should."""
+        room = self.problem.tolerance / max(scale, 1e-12)
+        return next((index for index, plan in enumerate(plans) if self._predicted(plan) <= room), len(plans) - 1)
 
-    def _build(self) -> None:
-        self._chain = [plan for plan in self._best_plans() if plan.key != self._first.key]
-        self._low, self._high = 0, len(self._chain)
+    def _predicted(self, plan: Plan) -> float:
+        return sum(self.harm(name, form) for name, form in plan.items())
 
     def _best_plans(self) -> list[Plan]:
-        """The plans of least harm under a grid of time budgets, fastest first; the last is all fp32."""
-        choices = [(name, form) for name in self._layers for form in self._formats[name]]
-        harm = np.array([self._harm(name, form) for name, form in choices])
-        time = np.array([self._cost(name, form) for name, form in choices])
-        possible = np.isfinite(harm)
-        one_each = sparse.csr_matrix([[name == layer for name, _ in choices] for layer in self._layers], dtype=float)
-        fastest = sum(time[possible & (one_each[row].toarray()[0] > 0)].min() for row in range(len(self._layers)))
-        dearest = sum(self._cost(name, "fp32") for name in self._layers)
-        unit = max(dearest, fastest, 1e-30)
-        plans: dict[str, Plan] = {}
-        for budget in np.linspace(fastest, max(dearest, fastest), _BUDGETS):
-            found = milp(
-                np.where(possible, harm, 0) + 1e-9 * time / unit,  # of equal harm the faster
-                integrality=np.ones(len(choices)),
-                bounds=Bounds(0, possible.astype(float)),
-                constraints=[
-                    LinearConstraint(one_each, 1, 1),
-                    LinearConstraint(time[None, :] / unit, -math.inf, budget / unit * (1 + 1e-9)),
-                ],
-            )
-            if found.x is not None:
-                plan = Plan.of({name: form for (name, form), chosen in zip(choices, found.x, strict=True) if chosen > 0.5})
-                plans.setdefault(plan.key, plan)
-        reference = Plan.of(dict.fromkeys(self._layers, "fp32"))
-        plans.pop(reference.key, None)
-        return [*sorted(plans.values(), key=self._time), reference]
+        """The plans of least harm for their time, fastest first; the last is all fp32 (a multiple-choice knapsack, solved for all
+        budgets at once)."""
+        cost = {name: np.array([self.problem.cost(name, form) for form in forms]) for name, forms in self.formats.items()}
+        unit = max(sum(each.max() for each in cost.values()), 1e-30) / _UNITS
+        least = np.zeros(1)  # harm by time
+        chosen: list[NDArray[np.intp]] = []
+        steps = {name: np.rint(each / unit).astype(int) for name, each in cost.items()}
+        for name, forms in self.formats.items():
+            options = np.full((len(forms), len(least) + steps[name].max()), math.inf)
+            for row, (step, form) in enumerate(zip(steps[name], forms, strict=True)):
+                options[row, step : step + len(least)] = least + self.harm(name, form)
+            chosen.append(options.argmin(0))
+            least = options.min(0)
+        chain = [self.reference()]
+        better = np.flatnonzero(least < np.minimum.accumulate(np.concatenate([[math.inf], least[:-1]])))
+        for time in better[::-1]:
+            formats: dict[str, str] = {}
+            for name, choice in zip(reversed(self.formats), reversed(chosen), strict=True):
+                formats[name] = self.formats[name][choice[time]]
+                time -= steps[name][choice[time]]
+            plan = Plan.of(dict(reversed(formats.items())))
+            if self.cost(plan) < self.cost(chain[-1]) * (1 - _APART):
+                chain.append(plan)
+        return chain[::-1]
 
-    def _spent(self, plan: Plan, upper: float, *, share: float) -> Plan:
-        """`plan` with further layers lowered, most time saved for the harm first, until `share` of the room is used up."""
-        room = share * (self._tolerance - upper)
+    def _spent(self, passed: Trial, *, share: float) -> Plan:
+        """The plan that passed with further layers lowered, most time saved for the harm first, until `share` of the room is
+        used up."""
+        room = share * (self.problem.tolerance - passed.upper)
+        plan, cost = Plan.of(passed.plan), self.problem.cost
         steps = []
         for name, form in plan.items():
-            for cheaper in self._formats[name][: self._formats[name].index(form)]:
-                harm = max(self._harm(name, cheaper) - self._harm(name, form), 0.0)
-                saved = self._cost(name, form) - self._cost(name, cheaper)
+            for cheaper in self.formats[name][: self.formats[name].index(form)]:
+                harm = max(self.harm(name, cheaper) - self.harm(name, form), 0.0)
+                saved = cost(name, form) - cost(name, cheaper)
                 if saved > 0 and harm <= room:
                     steps.append((saved / max(harm, 1e-12), harm, name, cheaper))
         changes: dict[str, str] = {}
@@ -132,21 +125,3 @@ class Pareto:
                 changes[name] = cheaper
                 room -= harm
         return plan.with_formats(changes)
-
-    def _harm(self, name: str, form: str) -> float:
-        return 0.0 if form == "fp32" else self._sensitivity(name, form)
-
-    def _time(self, plan: Plan) -> float:
-        return sum(self._cost(name, form) for name, form in plan.items())
-
-    def _strike(self, trial: Trial) -> None:
-        """Leave out the formats that the runtime did not run."""
-        for name, form in trial.plan.items():
-            if trial.ran.get(name) != form and form != "fp32" and form in self._formats[name]:
-                self._formats[name].remove(form)
-        if self._chain is None:
-            self._first = Plan.of({name: forms[0] for name, forms in self._formats.items()})
-            if self._first.key in self._tried:
-                self._build()
-        else:
-            self._build()
