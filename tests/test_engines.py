@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +12,7 @@ import onnx.reference
 import pytest
 
 from minicarlo.engines import compile_model, compile_surrogate, has_bf16, mac_layers, read_model, usable_cores
+from minicarlo.engines.base import cpu_quota
 from minicarlo.errors import UnsupportedPrecision
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
@@ -150,4 +153,45 @@ def test_a_processor_without_bf16_says_so_and_runs_the_rest_in_fp32(surrogate, m
 
 
 def test_cores_come_from_the_affinity_mask():
-    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+    mask = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(mask)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, mask)
+
+
+def cgroup(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def test_the_smallest_quota_of_all_control_groups_above_counts(tmp_path):
+    """Version 2: one tree, the process somewhere in it, a limit at any height."""
+    root, membership = tmp_path / "cgroup", tmp_path / "membership"
+    cgroup(root / "batch.slice", cpu__max="350000 100000\n")
+    cgroup(root / "batch.slice" / "job-7", cpu__max="max 100000\n")
+    membership.write_text("0::/batch.slice/job-7\n")
+    assert cpu_quota(root, membership) == 3.5
+    cgroup(root / "batch.slice" / "job-7", cpu__max="150000 100000\n")
+    assert cpu_quota(root, membership) == 1.5
+
+
+def test_in_a_container_the_quota_is_that_of_the_visible_root(tmp_path):
+    root, membership = tmp_path / "cgroup", tmp_path / "membership"
+    cgroup(root, cpu__max="200000 100000\n")
+    membership.write_text("0::/../../outside\n")
+    assert cpu_quota(root, membership) == 2
+
+
+def test_quotas_of_the_first_version_of_control_groups_count(tmp_path):
+    root, membership = tmp_path / "cgroup", tmp_path / "membership"
+    cgroup(root / "cpu,cpuacct" / "job", cpu__cfs_quota_us="400000", cpu__cfs_period_us="100000")
+    cgroup(root / "cpu,cpuacct", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
+    membership.write_text("4:memory:/elsewhere\n1:cpu,cpuacct:/job\n0::/\n")
+    assert cpu_quota(root, membership) == 4
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path):
+    assert cpu_quota(tmp_path / "none", tmp_path / "nothing") == math.inf

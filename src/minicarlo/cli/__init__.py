@@ -19,6 +19,7 @@ _VERBS = {
     "generate": "Generate events with a surrogate.",
     "validate": "Compare an event set with a reference, with uncertainties.",
     "bench": "Measure how fast a surrogate is, as ratios from one run.",
+    "engines": "List the engines that can run a surrogate on this machine.",
     "report": "Write a page with the plots and tables of a comparison.",
     "export": "Write a surrogate as another program loads it (Geant4's Par04).",
     "info": "Show what a surrogate or an event set holds.",
@@ -87,7 +88,7 @@ def paragraph(error: MinicarloError) -> str:
 
 def _extra_of(error: ModuleNotFoundError) -> str | None:
     """The optional part of minicarlo that brings the missing module."""
-    extras = {"torch": "train", "tensorboard": "train", "geant4_pybind": "geant4"}
+    extras = {"torch": "train", "tensorboard": "train", "geant4_pybind": "geant4", "onnxruntime": "onnxruntime"}
     return extras.get((error.name or "").split(".")[0])
 
 

@@ -123,6 +123,11 @@ class Engine(ABC):
         """See `minicarlo.engines.compile_surrogate`; `device` offers `precision` here."""
 
 
+def missing_package(extra: str) -> str:
+    """Why an engine is not offered whose package is missing."""
+    return f"it is not installed; install it with: pip install 'minicarlo[{extra}]'"
+
+
 def usable_cores() -> int:
     """Processors this process may use: affinity mask and control-group quota, whichever is smaller."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -100,13 +100,31 @@ class OpenVinoEngine(Engine):
         except RuntimeError as error:
             raise _unusable(surrogate, "compile", precision, error) from error
         if compiled.sample_shape != surrogate.manifest.sample_shape:
-            raise InvalidSurrogate(
-                f"Surrogate {surrogate.path}: its {precision} model gives samples of shape {compiled.sample_shape}, "
-                f"{surrogate.manifest.sample_shape} are right. Get it again from its author."
-            )
+            raise _wrong_samples(surrogate, precision, compiled.sample_shape)
         if precision == "fp32":
             compiled.assert_precision("fp32")
         return compiled
+
+
+def check_graph(surrogate: Surrogate, onnx: bytes) -> None:
+    """Raise InvalidSurrogate unless a graph of `surrogate` gives its samples and needs no absurd memory, whoever runs it."""
+    try:
+        model = _core().read_model(onnx)
+    except RuntimeError as error:
+        raise _unusable(surrogate, "read", "ONNX", error) from error
+    shapes = {name: _shape(model.input(name), 1) for name in ("latent", "incident_energy")}
+    _check_sizes(model, shapes)
+    model.reshape({model.input(name): shape for name, shape in shapes.items()})
+    made = tuple(model.output("showers").get_shape())[1:]
+    if made != surrogate.manifest.sample_shape:
+        raise _wrong_samples(surrogate, "ONNX", made)
+
+
+def _wrong_samples(surrogate: Surrogate, precision: str, made: tuple[int, ...]) -> InvalidSurrogate:
+    return InvalidSurrogate(
+        f"Surrogate {surrogate.path}: its {precision} model gives samples of shape {made}, "
+        f"{surrogate.manifest.sample_shape} are right. Get it again from its author."
+    )
 
 
 def _offer(device: str) -> Offer:

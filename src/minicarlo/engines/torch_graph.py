@@ -43,8 +43,9 @@ Compute = Callable[..., Any]
 class TorchGraph(nn.Module):
     """The graph of an ONNX model: `forward(latent, incident_energy)` gives the showers.
 
-    `layers` are the names of its layers with multiply-accumulates; `entered`, if set, is called with the name of each node
-    before it is computed. Raises InvalidSurrogate for a node that is not understood.
+    `layers` are the names of its layers with multiply-accumulates, `input_sizes` how many numbers of each input an event has;
+    `entered`, if set, is called with the name of each node before it is computed. Raises InvalidSurrogate for a node that is not
+    understood.
     """
 
     def __init__(self, data: bytes, where: str) -> None:
@@ -52,7 +53,8 @@ class TorchGraph(nn.Module):
         graph = Graph(data)
         self.entered: Callable[[str], None] | None = None
         self.layers = [node.name for node in graph.nodes if node.op_type in MAC_OPERATORS]
-        self._inputs, (self._output,) = graph.inputs, graph.outputs
+        self.input_sizes = {name: graph.shapes[name][1] for name in graph.inputs}
+        (self._output,) = graph.outputs
         self._constants: dict[str, str] = {}
         for number, (name, value) in enumerate(graph.constants.items()):
             self._constants[name] = f"constant{number}"
