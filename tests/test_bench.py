@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from minicarlo.cli import main
-from minicarlo.engines import read_model
-from minicarlo.errors import InvalidCondition, InvalidConfig, UnsupportedPrecision
+from minicarlo.engines import read_model, usable_cores
+from minicarlo.errors import InvalidCondition, InvalidConfig, UnsupportedEngine, UnsupportedPrecision
 from minicarlo.events import EventSet, write_events
 from minicarlo.generation import bench, generate, sweep
 from minicarlo.surrogate import Surrogate
@@ -22,6 +22,7 @@ from small_surrogate import make_small_surrogate
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("minicarlo.generation.settings._SECONDS", 0.01)  # a window of the search for settings
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +117,25 @@ def test_the_command_prints_a_table_or_json(surrogate, tmp_path):
     assert found["speedup"]["int8_over_fp32"] > 0
 
 
-def test_a_sweep_covers_batches_and_streams_up_to_twice_the_cores(surrogate):
+def test_a_sweep_covers_batches_streams_and_threads_and_what_the_search_found(surrogate):
     found = sweep(surrogate, seconds=0.2, batches=(1, 8), most_streams=3)
-    assert [(point["precision"], point["batch"], point["streams"]) for point in found] == [
-        (precision, batch, streams) for precision in ("fp32", "tuned") for batch in (1, 8) for streams in (1, 2, 3)
-    ]
+    points = [(point["precision"], point["batch"], point["streams"], point["threads"]) for point in found]
+    shapes = [(1, 1), (2, 1), (3, 1), *([(1, 2)] if usable_cores() > 1 else [])]
+    grid = [(precision, batch, *shape) for precision in ("fp32", "tuned") for batch in (1, 8) for shape in shapes]
+    assert set(grid) <= set(points) and len(set(points)) == len(points)
+    assert [point["precision"] for point in found if point["chosen"]] == ["fp32", "tuned"]
     assert all(point["events_per_second"] > 0 and point["spread"] >= 0 for point in found)
+
+
+def test_another_engine_is_measured_in_the_formats_it_offers(surrogate, tmp_path):
+    found = bench(surrogate, simulated(tmp_path / "mc.h5", [5e3, 2e4]), seconds=0.1, streams=2, batch=4, engine="onnxruntime")
+    assert [(run["engine"], run["precision"], run["streams"]) for run in found["runs"]] == [
+        ("onnxruntime", "fp32", 1),
+        ("onnxruntime", "fp32", 2),
+    ]
+    assert all(run["deviation"] < 1e-5 for run in found["runs"])
+    with pytest.raises(UnsupportedEngine, match="Known engines"):
+        bench(surrogate, seconds=0.1, engine="abacus")
 
 
 def test_a_sweep_of_no_events_is_refused(surrogate):

@@ -35,6 +35,7 @@ _SENTENCES = {
 @click.option("--energy", help="Energies to generate at, e.g. 10GeV. Default: those of --against.")
 @click.option("--streams", type=int, help="How many streams 'many' are. Default: the usable cores.")
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
+@click.option("--engine", default="openvino", show_default=True, help="NAME or NAME:DEVICE; `minicarlo engines` lists them.")
 @click.option("--int8/--no-int8", default=True, show_default=True, help="Also measure the network with every layer in INT8.")
 @click.option("--sweep", "sweeping", is_flag=True, help="Also measure against batch and streams, for as long again.")
 @json_option
@@ -45,6 +46,7 @@ def command(
     energy: str | None,
     streams: int | None,
     batch: int | None,
+    engine: str,
     int8: bool,
     sweeping: bool,
     as_json: bool,
@@ -58,19 +60,28 @@ def command(
     Example:
       minicarlo bench clic-ecal
       minicarlo bench ./tuned --against geant4.h5 --seconds 60 --json
+      minicarlo bench clic-ecal --engine onnxruntime --sweep
     """
     from minicarlo.generation import bench, sweep
     from minicarlo.surrogate import Surrogate
 
     loaded = Surrogate.load(surrogate)
-    everything = _all_int8(loaded) if int8 else None
+    everything = _all_int8(loaded) if int8 and engine.partition(":")[0] == "openvino" else None
     with progress_bar("Measuring", unit="rounds") as progress:
         result = bench(
-            loaded, against, seconds=seconds, energy=energy, streams=streams, batch=batch, int8=everything, progress=progress
+            loaded,
+            against,
+            seconds=seconds,
+            energy=energy,
+            streams=streams,
+            batch=batch,
+            engine=engine,
+            int8=everything,
+            progress=progress,
         )
     if sweeping:
         with progress_bar("Sweeping", unit="rounds") as progress:
-            result["sweep"] = sweep(loaded, seconds=seconds, energy=energy, progress=progress)
+            result["sweep"] = sweep(loaded, seconds=seconds, energy=energy, engine=engine, progress=progress)
     if as_json:
         print_json(result)
     else:
@@ -104,7 +115,13 @@ def _text(result: dict[str, Any]) -> str:
     if swept := result.get("sweep"):
         best = max(swept, key=lambda point: float(point["events_per_second"]))
         rate = format_with_error(best["events_per_second"], best["spread"])
-        lines.append(f"sweep: {best['precision']} with batch {best['batch']} on {best['streams']} streams, {rate} showers/s")
+        shape = f"{best['streams']} streams of {best['threads']}"
+        lines.append(f"sweep: {best['precision']} with batch {best['batch']} on {shape} threads, {rate} showers/s")
+        for precision in dict.fromkeys(point["precision"] for point in swept):
+            points = [point for point in swept if point["precision"] == precision]
+            (chosen,) = (float(point["events_per_second"]) for point in points if point["chosen"])
+            share = chosen / max(float(point["events_per_second"]) for point in points)
+            lines.append(f"the setting found by search has {share:.0%} of the best rate of the sweep in {precision}")
     for name, sentence in _SENTENCES.items():
         if result["speedup"].get(name) is not None:
             lines.append(f"{sentence}: {format_with_error(result['speedup'][name], result['speedup_spread'][name])}")

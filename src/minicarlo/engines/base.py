@@ -111,6 +111,8 @@ class Engine(ABC):
     """A runtime: what it offers here, and surrogates compiled by it."""
 
     name: str
+    compiles_quickly = True
+    """Whether trying a dozen settings is a matter of seconds."""
 
     @abstractmethod
     def offers(self) -> list[Offer]:

@@ -67,6 +67,7 @@ class InductorEngine(PyTorchEngine):
     """PyTorch's compiler, which needs that of C++."""
 
     name = "inductor"
+    compiles_quickly = False
     _fuse = True
 
 

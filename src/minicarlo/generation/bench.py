@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, has_bf16, machine, read_ir, usable_cores
+from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, find_offer, machine, read_ir, usable_cores
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnknownDetector
 from minicarlo.events import ENERGY, events_info, read_conditions
 from minicarlo.generation.conditions import resolve_energies
-from minicarlo.generation.settings import choose_settings, default_settings, deviation
+from minicarlo.generation.settings import Settings, choose_settings, default_settings, deviation, latency
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate, sample_path
 
@@ -73,6 +73,7 @@ def bench(
     streams: int | None = None,
     batch: int | None = None,
     seed: int = 1,
+    engine: str = "openvino",
     int8: ReducedModel | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -85,17 +86,18 @@ def bench(
         seconds: time for the measurement itself; compilation and, the first time, the search for the batch come on top.
         energy: energies to generate at, when not those of `against`.
         streams: how many "many" are (default: the usable cores); batch: events per inference (default: measured).
-        int8: a model with every layer in INT8 to be measured as well, such as `minicarlo.precision.Quantizer` makes.
+        engine: "openvino", "onnxruntime", "pytorch", ... (`minicarlo engines`), with a device or without.
+        int8: a model with every layer in INT8 to be measured as well, in OpenVINO, such as `minicarlo.precision.Quantizer` makes.
         progress: called with (rounds done, rounds).
 
     Returns the keys `machine`, `runs` [{engine, precision, streams, threads, batch, events_per_second, spread, deviation,
-    milliseconds_batch_1, formats}] (`deviation`: relative change of layer energies against FP32), `speedup` {tuned_over_fp32,
-    bf16_over_fp32, int8_over_fp32, streams, over_simulator},
-    `speedup_spread`, `rounds`, `simulator`. Rates are medians over rounds, spreads half the central 68 %. Ratios are medians of
-    the ratios within a round; precisions are compared on many streams; `streams` is many over one for the best precision;
-    `over_simulator` compares one core with one core.
+    milliseconds_batch_1, threads_batch_1, formats}], `speedup` {tuned_over_fp32, bf16_over_fp32, int8_over_fp32, streams,
+    over_simulator}, `speedup_spread`, `rounds`, `simulator`. `deviation` is the relative change of layer energies against
+    OpenVINO's FP32; `milliseconds_batch_1` that of one shower in memory of its own, as `minicarlo.load` gives it. Rates are
+    medians over rounds, spreads half the central 68 %. Ratios are medians of the ratios within a round; precisions are compared
+    on many streams; `streams` is many over one for the best precision; `over_simulator` compares one core with one core.
 
-    Raises InvalidSurrogate, InvalidCondition, InvalidEventSet, InvalidConfig.
+    Raises InvalidSurrogate, InvalidCondition, InvalidEventSet, InvalidConfig, UnsupportedEngine.
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = Surrogate.load(surrogate)
@@ -107,25 +109,28 @@ def bench(
 
     many = streams or usable_cores()
     subjects, singles, changes = [], {}, {}
-    available = [precision for precision in surrogate.precisions if precision != "bf16" or has_bf16()]
-    for precision in (*available, *(["int8"] if int8 else [])):
+    offer = find_offer(engine)
+    for precision in (*_precisions(surrogate, engine), *(["int8"] if int8 and offer.engine == "openvino" else [])):
 
         def compiled(batch: int, streams: int, threads: int = 1, precision: str = precision) -> CompiledGenerator:
             if precision == "int8" and int8 is not None:
                 model = read_ir(int8.xml, int8.weights)
                 return compile_model(model, int8.inference_precision, batch=batch, streams=streams, threads=threads)
-            return compile_surrogate(surrogate, precision, batch=batch, streams=streams, threads=threads)
+            return compile_surrogate(surrogate, precision, engine=engine, batch=batch, streams=streams, threads=threads)
 
-        size = batch or (default_settings() if precision == "int8" else choose_settings(surrogate, precision)).batch
+        settings, single = default_settings(), Settings(1, usable_cores(), 1)
+        if precision != "int8":
+            settings = settings if batch else choose_settings(surrogate, precision, engine=engine)
+            single = choose_settings(surrogate, precision, engine=engine, objective="latency")
+        size = batch or settings.batch
         for count in sorted({1, many}):
             subjects.append(_Subject(precision, count, 1, size, compiled(size, count), _inputs(surrogate, energies, seed, size)))
-        singles[precision] = compiled(1, 1, usable_cores())
+        singles[precision] = compiled(1, 1, single.threads)
         changes[precision] = deviation(surrogate, compiled(size, 1))
 
     rounds = int(np.clip(seconds / (_WINDOW * (len(subjects) + _LATENCY_SHARE * len(singles))), _FEWEST_ROUNDS, _MOST_ROUNDS))
     window = seconds / rounds / (len(subjects) + _LATENCY_SHARE * len(singles))
     latencies: dict[str, list[float]] = {precision: [] for precision in singles}
-    single = _inputs(surrogate, energies, seed, 1)
     for subject in subjects:
         subject.measure(window / 4)  # warms up
         subject.rates.clear()
@@ -133,7 +138,7 @@ def bench(
         for subject in subjects[number % len(subjects) :] + subjects[: number % len(subjects)]:
             subject.measure(window)
         for precision, generator in singles.items():
-            latencies[precision].append(_latency(generator, single, window * _LATENCY_SHARE))
+            latencies[precision].append(latency(surrogate, generator, window * _LATENCY_SHARE))
         if progress is not None:
             progress(number + 1, rounds)
 
@@ -142,7 +147,7 @@ def bench(
         "machine": machine(),
         "runs": [
             {
-                "engine": "openvino",
+                "engine": engine,
                 "precision": s.precision,
                 "streams": s.streams,
                 "threads": s.threads,
@@ -151,6 +156,7 @@ def bench(
                 "spread": _half_width(s.rates),
                 "deviation": changes[s.precision],
                 "milliseconds_batch_1": 1e3 * float(np.median(latencies[s.precision])),
+                "threads_batch_1": singles[s.precision].threads,
                 "formats": _formats(s.compiled),
             }
             for s in subjects
@@ -171,28 +177,36 @@ def sweep(
     most_streams: int | None = None,
     energy: str | EnergyDistribution | None = None,
     seed: int = 1,
+    engine: str = "openvino",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure showers per second of FP32, and of the tuned model if there is one, against batch and streams, in turns.
+    """Measure showers per second of FP32, and of the tuned model if there is one, against batch, streams and threads, in turns.
 
-    `most_streams`: the largest number of streams (default: twice the usable cores); the others are powers of two. Returns one
-    entry {precision, streams, batch, events_per_second, spread} for each. Raises InvalidSurrogate, InvalidCondition,
-    InvalidConfig.
+    `most_streams`: the largest number of streams (default: twice the usable cores); the others are powers of two. Streams have as
+    many threads as powers of two leave cores for. What the search for settings finds (`choose_settings`) is measured with them.
+    Returns one entry {precision, streams, threads, batch, events_per_second, spread, chosen} for each. Raises InvalidSurrogate,
+    InvalidCondition, InvalidConfig, UnsupportedEngine.
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = Surrogate.load(surrogate)
     if not 0.01 <= seconds <= 86_400 or min(batches, default=0) < 1:
         raise InvalidConfig(f"A sweep takes 0.01 s to a day and batches of one or more, not {seconds:g} s and {list(batches)}.")
     energies = resolve_energies(surrogate, 4096, energy, None)[0].at(seed, 0, 4096)
-    most = most_streams or 2 * usable_cores()
+    cores = usable_cores()
+    most = most_streams or 2 * cores
     counts = sorted({2**power for power in range(most.bit_length())} | {most})
-    subjects = []
-    for precision in (name for name in ("fp32", "tuned") if name in surrogate.precisions):
-        for batch in batches:
-            inputs = _inputs(surrogate, energies, seed, batch)
-            for count in counts:
-                compiled = compile_surrogate(surrogate, precision, batch=batch, streams=count, threads=1)
-                subjects.append(_Subject(precision, count, 1, batch, compiled, inputs))
+    shapes = [(s, 2**power) for s in counts for power in range(cores.bit_length()) if power == 0 or s * 2**power <= cores]
+    subjects: list[_Subject] = []
+    chosen: dict[str, Settings] = {}
+    for precision in (name for name in ("fp32", "tuned") if name in _precisions(surrogate, engine)):
+        chosen[precision] = choose_settings(surrogate, precision, engine=engine)
+        grid = [Settings(*shape, batch) for batch in batches for shape in shapes]
+        for each in dict.fromkeys([*grid, chosen[precision]]):
+            compiled = compile_surrogate(
+                surrogate, precision, engine=engine, batch=each.batch, streams=each.streams, threads=each.threads
+            )
+            inputs = _inputs(surrogate, energies, seed, each.batch)
+            subjects.append(_Subject(precision, each.streams, each.threads, each.batch, compiled, inputs))
     for number in range(_FEWEST_ROUNDS):
         for subject in subjects:
             subject.measure(seconds / _FEWEST_ROUNDS / len(subjects))
@@ -202,12 +216,21 @@ def sweep(
         {
             "precision": s.precision,
             "streams": s.streams,
+            "threads": s.threads,
             "batch": s.batch,
             "events_per_second": float(np.median(s.rates)),
             "spread": _half_width(s.rates),
+            "chosen": Settings(s.streams, s.threads, s.batch) == chosen[s.precision],
         }
         for s in subjects
     ]
+
+
+def _precisions(surrogate: Surrogate, engine: str) -> list[str]:
+    """Those of the surrogate that the engine offers here; a tuned model is OpenVINO's, unless there is one for ONNX Runtime."""
+    offer = find_offer(engine)
+    tuned = offer.engine == "openvino" or getattr(surrogate.tuned, "onnx", None) is not None
+    return [name for name in surrogate.precisions if name in offer.formats and (name != "tuned" or tuned)]
 
 
 def _simulator(surrogate: Surrogate, against: Path | str | None) -> tuple[dict[str, Any] | None, Array | None]:
@@ -246,17 +269,6 @@ def _inputs(surrogate: Surrogate, energies: Array, seed: int, batch: int) -> lis
     latent = normal_latents(seed, 0, count * batch, surrogate.manifest.latent_size)
     energy = np.resize(energies, count * batch)
     return [(latent[i : i + batch], energy[i : i + batch]) for i in range(0, count * batch, batch)]
-
-
-def _latency(generator: CompiledGenerator, inputs: list[tuple[Array, Array]], seconds: float) -> float:
-    """Median seconds of one inference of one event."""
-    times: list[float] = []
-    start = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - start < seconds:
-        began = time.perf_counter()
-        generator.run(*inputs[len(times) % len(inputs)])
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
 
 
 def _ratios(

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
 from minicarlo import __version__
-from minicarlo.engines import CompiledGenerator, compile_surrogate, machine, usable_cores
+from minicarlo.engines import CompiledGenerator, compile_surrogate, find_offer, get_engine, machine, usable_cores
 from minicarlo.errors import InvalidConfig, MinicarloError, UnsupportedPrecision
 from minicarlo.events import ENERGY
 from minicarlo.files import write_json
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
 
-BATCHES = (8, 16, 32, 64)
+Objective = Literal["throughput", "latency"]
+"""Most events per second, or one event soonest."""
+
+BATCHES = (4, 8, 16, 32, 64, 128)
+DEVICE_BATCHES = (64, 256, 1024)
+"""Batches that are tried on graphics processors."""
+
 DEFAULT_BATCH = 32
 WORTH_MEASURING = 50_000
 """Events from which a few seconds of measurement pay."""
@@ -32,7 +40,9 @@ LARGEST_DEVIATION = 0.5
 
 _PROBE = 64  # events whose bits are compared
 _LARGEST = 4096
-_SECONDS = 0.3
+_SECONDS = 0.1  # of a window
+_ROUNDS = 3
+_OUT = 0.08  # what a candidate may be behind the best of its round and stay in the race
 
 
 @dataclass(frozen=True)
@@ -61,9 +71,12 @@ def choose_settings(
     threads: int | None = None,
     batch: int | None = None,
     events: int | None = None,
+    engine: str = "openvino",
+    objective: Objective = "throughput",
 ) -> Settings:
     """What is given as it is, the rest as remembered or measured (from 50,000 events, or when `events` is None), or the default.
 
+    For the objective "latency" it is one stream of one event, and the number of threads is measured.
     Raises InvalidConfig for a number that is not between 1 and 4096.
     """
     given = {"streams": streams, "threads": threads, "batch": batch}
@@ -71,33 +84,79 @@ def choose_settings(
         if value is not None and not 1 <= value <= _LARGEST:
             raise InvalidConfig(f"{name} must be between 1 and {_LARGEST}, not {value}.")
     chosen = {name: value for name, value in given.items() if value is not None}
+    settings = remembered(surrogate, precision, engine, objective)
+    default = default_settings() if objective == "throughput" else Settings(1, usable_cores(), 1)
     if streams is not None or threads is not None:
         free = max(1, usable_cores() // (streams or threads or 1))
         chosen.setdefault("threads", free)
-        chosen.setdefault("streams", free)
-        return replace(remembered(surrogate, precision) or default_settings(), **chosen)
-    settings = remembered(surrogate, precision)
-    if settings is None and batch is None and (events is None or events >= WORTH_MEASURING):
-        settings = measure(surrogate, precision)
-    return replace(settings or default_settings(), **chosen)
+        chosen.setdefault("streams", free if objective == "throughput" else 1)
+        return replace(settings or default, **chosen)
+    if settings is None and batch is None and (events is None or events >= WORTH_MEASURING) and _quick(engine):
+        settings = measure(surrogate, precision, engine, objective)
+    return replace(settings or default, **chosen)
 
 
-def measure(surrogate: Surrogate, precision: str) -> Settings:
-    """The fastest setting of a short search (about five seconds); it is remembered for this surrogate, precision and machine."""
+def _quick(engine: str) -> bool:
+    return get_engine(engine.partition(":")[0]).compiles_quickly
+
+
+def measure(surrogate: Surrogate, precision: str, engine: str = "openvino", objective: Objective = "throughput") -> Settings:
+    """The best setting of a short search (about five seconds); it is remembered for this surrogate, precision, engine, machine.
+
+    All candidates run in turns, so that what else the machine does then slows all alike. First the batch with a stream on each
+    core, then streams and threads for the two best batches; for latency the threads of one stream.
+    """
     cores = usable_cores()
-    rates: dict[Settings, float] = {}
+    compiled: dict[Settings, CompiledGenerator] = {}
 
     def rate(settings: Settings) -> float:
-        if settings not in rates:
-            compiled = _compile(surrogate, precision, settings)
-            rates[settings] = throughput(surrogate, compiled, settings.batch, _SECONDS)
-        return rates[settings]
+        if settings not in compiled:
+            compiled[settings] = _compile(surrogate, precision, settings, engine)
+        if objective == "latency":
+            return 1 / latency(surrogate, compiled[settings], _SECONDS)
+        return throughput(surrogate, compiled[settings], settings.batch, _SECONDS)
 
-    best = max((Settings(cores, 1, batch) for batch in BATCHES), key=rate)
-    shapes = {(1, cores), (max(1, cores // 2), min(2, cores)), (cores, 1)}
-    best = max([best, *(Settings(streams, threads, best.batch) for streams, threads in sorted(shapes))], key=rate)
-    _remember(_key(surrogate, precision), {"settings": asdict(best), "events_per_second": rates[best]})
-    return best
+    if objective == "latency":
+        found = race((Settings(1, threads, 1) for threads in {1, 2, max(1, cores // 2), cores} if threads <= cores), rate)
+    else:
+        batches = BATCHES if find_offer(engine).device == "cpu" else DEVICE_BATCHES
+        first = race((Settings(cores, 1, batch) for batch in batches), rate)
+        best = sorted(first, key=first.__getitem__)[-2:]
+        shapes = {(cores, 1), (1, cores), (max(1, cores // 2), min(2, cores))}
+        found = race((Settings(*shape, settings.batch) for settings in best for shape in sorted(shapes)), rate)
+    winner = max(found, key=found.__getitem__)
+    _remember(_key(surrogate, precision, engine, objective), {"settings": asdict(winner), "events_per_second": found[winner]})
+    return winner
+
+
+def race(candidates: Iterable[Settings], rate: Callable[[Settings], float]) -> dict[Settings, float]:
+    """Median rate of those candidates that stay in the race: all run in turns, and after each round those far behind are out."""
+    rates: dict[Settings, list[float]] = {settings: [] for settings in candidates}
+    for _ in range(_ROUNDS):
+        for settings, measured in rates.items():
+            measured.append(rate(settings))
+        medians = {settings: statistics.median(measured) for settings, measured in rates.items()}
+        rates = {
+            settings: rates[settings] for settings, median in medians.items() if median >= (1 - _OUT) * max(medians.values())
+        }
+        if len(rates) == 1:
+            break
+    return {settings: medians[settings] for settings in rates}
+
+
+def latency(surrogate: Surrogate, compiled: CompiledGenerator, seconds: float) -> float:
+    """Median seconds of one inference of the compiled batch, in memory of its own, over `seconds`."""
+    inference = compiled.inference()
+    inference.latent[:], energy = probe(surrogate, len(inference.latent))
+    inference.incident_energy[:] = energy[:, None]
+    inference()
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - start < seconds:
+        began = time.perf_counter()
+        inference()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
 
 
 def throughput(surrogate: Surrogate, compiled: CompiledGenerator, batch: int, seconds: float) -> float:
@@ -138,34 +197,48 @@ def deviation(surrogate: Surrogate, compiled: CompiledGenerator) -> float:
     return float(np.abs(made - true).mean() / max(np.abs(true).mean(), 1e-12))
 
 
-def compile_reproducible(surrogate: Surrogate, precision: str, settings: Settings) -> tuple[CompiledGenerator, Settings]:
+def compile_reproducible(
+    surrogate: Surrogate, precision: str, settings: Settings, engine: str = "openvino"
+) -> tuple[CompiledGenerator, Settings]:
     """`surrogate` compiled with `settings`, or with batches of 8 on one thread per stream if those alone give the reference bits.
 
-    The bits of 64 events are compared once and the outcome remembered. So is whether a reduced precision computes about what FP32
-    does; if not, UnsupportedPrecision is raised.
+    The bits of 64 events are compared once and the outcome remembered. So is whether a reduced precision, or another engine,
+    computes about what OpenVINO's FP32 does; if not, UnsupportedPrecision is raised.
     """
-    compiled = _compile(surrogate, precision, settings)
-    key = f"{_key(surrogate, precision)} agrees"
-    if precision != "fp32" and _recall().get(key) is not True:
-        change = deviation(surrogate, compiled)
-        if change > LARGEST_DEVIATION:
-            raise UnsupportedPrecision(
-                f"Surrogate {surrogate.path} in {precision} computes wrong values on this processor "
-                f"({machine()['processor']}): showers change by {change:.0%} against FP32. Choose fp32, or tune it here."
-            )
-        _remember(key, True)
+    compiled = compile_checked(surrogate, precision, settings, engine)
     if settings == CANONICAL:
         return compiled, settings
-    key = f"{_key(surrogate, precision)} bits {settings.streams} {settings.threads} {settings.batch}"
+    key = f"{_key(surrogate, precision, engine)} bits {settings.streams} {settings.threads} {settings.batch}"
     same = _recall().get(key)
     if not isinstance(same, bool):
         latent, energy = probe(surrogate, _PROBE)
-        same = np.array_equal(_run(compiled, latent, energy), _compile(surrogate, precision, CANONICAL).run(latent, energy))
+        same = np.array_equal(
+            _run(compiled, latent, energy), _compile(surrogate, precision, CANONICAL, engine).run(latent, energy)
+        )
         _remember(key, same)
     if same:
         return compiled, settings
     settings = replace(CANONICAL, streams=settings.streams)
-    return _compile(surrogate, precision, settings), settings
+    return _compile(surrogate, precision, settings, engine), settings
+
+
+def compile_checked(surrogate: Surrogate, precision: str, settings: Settings, engine: str = "openvino") -> CompiledGenerator:
+    """`surrogate` compiled with `settings`, having once been seen to compute about what OpenVINO's FP32 does.
+
+    Raises UnsupportedPrecision if it does not.
+    """
+    compiled = _compile(surrogate, precision, settings, engine)
+    key = f"{_key(surrogate, precision, engine)} agrees"
+    if (precision, engine.partition(":")[0]) != ("fp32", "openvino") and _recall().get(key) is not True:
+        change = deviation(surrogate, compiled)
+        if change > LARGEST_DEVIATION:
+            raise UnsupportedPrecision(
+                f"Surrogate {surrogate.path} in {precision} computes wrong values on this processor "
+                f"({machine()['processor']}) with {engine}: showers change by {change:.0%} against FP32. "
+                "Choose fp32, or tune it here."
+            )
+        _remember(key, True)
+    return compiled
 
 
 def _run(compiled: CompiledGenerator, latent: NDArray[np.float32], energy: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -174,13 +247,16 @@ def _run(compiled: CompiledGenerator, latent: NDArray[np.float32], energy: NDArr
     return np.concatenate([s for _, s in compiled.map((i, latent[i : i + step], energy[i : i + step]) for i in starts)])
 
 
-def _compile(surrogate: Surrogate, precision: str, settings: Settings) -> CompiledGenerator:
-    return compile_surrogate(surrogate, precision, batch=settings.batch, streams=settings.streams, threads=settings.threads)
+def _compile(surrogate: Surrogate, precision: str, settings: Settings, engine: str = "openvino") -> CompiledGenerator:
+    shape = {"batch": settings.batch, "streams": settings.streams, "threads": settings.threads}
+    return compile_surrogate(surrogate, precision, engine=engine, **shape)
 
 
-def remembered(surrogate: Surrogate, precision: str) -> Settings | None:
+def remembered(
+    surrogate: Surrogate, precision: str, engine: str = "openvino", objective: Objective = "throughput"
+) -> Settings | None:
     """What an earlier measurement on this machine found, or None."""
-    found = _recall().get(_key(surrogate, precision))
+    found = _recall().get(_key(surrogate, precision, engine, objective))
     try:
         values = {name: int(found["settings"][name]) for name in ("streams", "threads", "batch")}  # type: ignore[index]
     except (TypeError, KeyError, ValueError):
@@ -188,8 +264,10 @@ def remembered(surrogate: Surrogate, precision: str) -> Settings | None:
     return Settings(**values) if all(1 <= value <= _LARGEST for value in values.values()) else None
 
 
-def _key(surrogate: Surrogate, precision: str) -> str:
-    identity = json.dumps([surrogate.hash, precision, machine(), __version__], sort_keys=True)
+def _key(surrogate: Surrogate, precision: str, engine: str, objective: Objective = "throughput") -> str:
+    offer = find_offer(engine)
+    runtime = [offer.engine, offer.version, offer.device, offer.hardware]
+    identity = json.dumps([surrogate.hash, precision, objective, runtime, machine(), __version__], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()
 
 

@@ -79,7 +79,7 @@ def read_bench(path: Path | str) -> dict[str, Any]:
             if not (math.isfinite(run["events_per_second"]) and run["events_per_second"] > 0):
                 raise ValueError("events_per_second must be positive")
         speedup = {str(name): _finite(value) for name, value in (found.get("speedup") or {}).items()}
-        sweep = [_swept(point) for point in found.get("sweep") or ()]
+        sweep = [_swept(point) for point in found.get("sweep") or () if int(point.get("threads", 1)) == 1]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidConfig(f"{path}: runs is not what `minicarlo bench --json` writes ({error}). Measure again.") from None
     return {**found, "runs": runs, "speedup": speedup, "sweep": sweep}
