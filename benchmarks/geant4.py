@@ -30,7 +30,7 @@ import shower_physics as physics
 
 from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, Detector, get_detector
 from minicarlo.events import events_info, read_events
-from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
+from minicarlo.sampling import EnergyDistribution, event_seed
 from minicarlo.simulators import Primaries, Setup, simulate
 from minicarlo.simulators.geant4 import Geant4Session, Geant4Simulator
 
@@ -211,13 +211,12 @@ def speed(reference: Path, rounds: int, gev: float, events: int) -> None:
     print(f"Python's share of the event loop: {100 * np.mean(share):.2f} %")
 
 
-_SETUP = Setup(get_detector(CLIC_ECAL), "e-", "option0", 0.7)
+_SETUP = Setup(get_detector(CLIC_ECAL), ("e-",), "option0", 0.7)
 
 
 def _primaries(gev: float, start: int, count: int) -> Primaries:
-    normal = AngleDistribution.parse("0deg").sample("theta", 1, start, count)
     seeds = np.array([event_seed(1, start + index) for index in range(count)], np.int64)
-    return Primaries(EnergyDistribution.parse(f"{gev}GeV").sample(1, start, count), normal, normal, seeds)
+    return Primaries.single("e-", EnergyDistribution.parse(f"{gev}GeV").sample(1, start, count), seeds)
 
 
 @contextmanager
@@ -263,7 +262,7 @@ def _serve_reference(connection: Connection, script: Path) -> None:
         primaries = connection.recv()
         seeds[:] = primaries.seeds.tolist()
         start = time.process_time()
-        total = float(simulation.shoot(primaries.energies).sum(dtype=np.float64))
+        total = float(simulation.shoot(primaries.particles.energies).sum(dtype=np.float64))
         connection.send((total, time.process_time() - start, 0.0))
 
 

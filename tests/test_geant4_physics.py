@@ -13,7 +13,7 @@ import pytest
 
 from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, get_detector
 from minicarlo.events import read_events
-from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
+from minicarlo.sampling import EnergyDistribution, event_seed
 from minicarlo.simulators import Primaries, Setup, simulate
 from minicarlo.simulators.geant4 import DATA_SETS, Geant4Simulator
 from minicarlo.simulators.workers import Task, Workers
@@ -115,17 +115,15 @@ def test_the_default_production_cut_costs_hardly_any_energy_in_thin_sensors(phys
 
 def test_memory_does_not_grow_with_the_number_of_events(data):
     """A leak of 100 bytes per hit or 1 kB per event would show: 4,000 events make 4 MB."""
-    engine, setup = Geant4Simulator(), Setup(get_detector(CLIC_ECAL), "e-", "option0", 0.7)
+    engine, setup = Geant4Simulator(), Setup(get_detector(CLIC_ECAL), ("e-",), "option0", 0.7)
     count, pages = 500, []
-    normal = AngleDistribution.parse("0deg").sample("theta", 1, 0, count)
     with Workers(engine, setup, engine.prepare(setup), 1) as workers:
         tasks = [
             Task(
                 start,
-                Primaries(
+                Primaries.single(
+                    "e-",
                     EnergyDistribution.parse("20MeV").sample(1, start, count),
-                    normal,
-                    normal,
                     np.array([event_seed(1, start + index) for index in range(count)]),
                 ),
             )

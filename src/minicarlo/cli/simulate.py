@@ -12,9 +12,14 @@ from minicarlo.detectors import CLIC_ECAL
 
 @click.command()
 @click.option("-n", "--events", "n", type=int, help="Number of events.")
-@click.option("--energy", required=True, help="Kinetic energy: 10GeV, 1GeV:100GeV:log or 1GeV:100GeV:uniform.")
+@click.option("--energy", help="Kinetic energy: 10GeV, 1GeV:100GeV:log or 1GeV:100GeV:uniform.")
+@click.option(
+    "--conditions",
+    type=click.Path(path_type=Path),
+    help="Instead of an energy: CSV with a line per particle (event, particle, energy, x, y, theta, phi), or an event set.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="One file if it ends in .h5, else a folder of shards.")
-@click.option("--detector", default=CLIC_ECAL, show_default=True, help="clic-ecal, par04-siw, or a TOML file of yours.")
+@click.option("--detector", help="clic-ecal, par04-siw, or a TOML file of yours. Default: clic-ecal, or that of --fast.")
 @click.option("--particle", default="e-", show_default=True, help="e-, e+ or gamma.")
 @click.option("--theta", default="0deg", show_default=True, help="Angle to the normal: 30deg, 0deg:30deg or 0deg:30deg:cos.")
 @click.option("--phi", default="0deg", show_default=True, help="Angle around the normal: 90deg or 0deg:360deg.")
@@ -29,13 +34,26 @@ from minicarlo.detectors import CLIC_ECAL
 )
 @click.option("--simulator", default="geant4", show_default=True, help="Which Monte Carlo.")
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Events per shard of a folder.")
+@click.option("--fast", help="Surrogate that makes the showers it was trained for; Geant4 tracks the rest.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "tuned"]), help="Of --fast. Default: tuned if it is, else fp32.")
+@click.option("--fast-particles", help="Whose showers --fast makes: e-,e+. Default: what it was trained on.")
+@click.option("--fast-above", help="Energy from which --fast is used. Default: all it was trained for.")
+@click.option(
+    "--fast-offset",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Largest distance of an entry from a cell's centre, in cells.",
+)
+@click.option("--fast-angle", default="0.5deg", show_default=True, help="Largest angle to the normal.")
 @click.option("--draw", "picture", type=click.Path(path_type=Path), help="Draw the detector with the first shower, as PNG.")
 @json_option
 def command(
     n: int | None,
-    energy: str,
+    energy: str | None,
+    conditions: Path | None,
     output: Path | None,
-    detector: str,
+    detector: str | None,
     particle: str,
     theta: str,
     phi: str,
@@ -45,6 +63,12 @@ def command(
     physics: str,
     simulator: str,
     shard_size: int,
+    fast: str | None,
+    precision: str | None,
+    fast_particles: str | None,
+    fast_above: str | None,
+    fast_offset: float,
+    fast_angle: str,
     picture: Path | None,
     as_json: bool,
 ) -> None:
@@ -59,10 +83,29 @@ def command(
       minicarlo simulate -n 100000 --energy 10GeV --particle gamma --jobs 16 -o gammas/
       minicarlo simulate -n 1000 --energy 10GeV --theta 0deg:30deg --phi 0deg:360deg --detector my.toml -o inclined.h5
       minicarlo simulate --energy 10GeV --detector my.toml --draw my.png
+      minicarlo simulate -n 100000 --energy 1GeV:100GeV --fast clic-ecal --jobs 4 -o fast/
+      minicarlo simulate --conditions particles.csv --fast clic-ecal -o fast.h5
     """
     from minicarlo.simulators import draw, simulate
 
-    if picture is not None:
+    if energy is None and conditions is None:
+        raise click.UsageError("Missing option '--energy' or '--conditions'.")
+    if energy is None and picture is not None:
+        raise click.UsageError("Option '--draw' needs '--energy'.")
+    parameterisation = None
+    if fast is not None:
+        from minicarlo.hybrid import SurrogateShowers
+
+        parameterisation = SurrogateShowers(
+            fast,
+            precision=precision,
+            particles=tuple(fast_particles.split(",")) if fast_particles else None,
+            above=fast_above,
+            offset=fast_offset,
+            angle=fast_angle,
+        )
+    detector = detector or (CLIC_ECAL if parameterisation is None else parameterisation.detector.name)
+    if picture is not None and energy is not None:
         draw(
             energy,
             output=picture,
@@ -76,17 +119,20 @@ def command(
             simulator=simulator,
         )
         say(f"Drew {picture}.")
-        if n is None and output is None:
+        if n is None and conditions is None and output is None:
             if as_json:
                 print_json({"path": picture})
             return
-    if n is None or output is None:
-        raise click.UsageError(f"Missing option '{'-n' if n is None else '-o'}'.")
+    if n is None and conditions is None:
+        raise click.UsageError("Missing option '-n'.")
+    if output is None:
+        raise click.UsageError("Missing option '-o'.")
     with progress_bar("Simulating", unit="showers", rate=True) as progress:
         result = simulate(
             n,
             energy,
             output=output,
+            conditions=conditions,
             detector=detector,
             particle=particle,
             theta=theta,
@@ -97,6 +143,7 @@ def command(
             physics=physics,
             simulator=simulator,
             shard_size=shard_size,
+            parameterisation=parameterisation,
             progress=progress,
         )
     if as_json:
@@ -107,3 +154,12 @@ def command(
             f"({format_rate(result.events_per_second)} with {result.streams} jobs; one event takes "
             f"{format_seconds(result.seconds_per_event)} of a processor)."
         )
+        if result.fast is not None:
+            say(_fates(result.fast))
+
+
+def _fates(fast: dict[str, float]) -> str:
+    tracked = {name.removeprefix("tracked_for_"): count for name, count in fast.items() if name.startswith("tracked") and count}
+    reasons = ", ".join(f"{format_count(int(count))} for their {name}" for name, count in tracked.items()) or "none"
+    taken = f"{format_count(int(fast['fast_particles']))} particles with {fast['energy_fraction']:.1%} of the energy"
+    return f"{taken} took the fast path; tracked: {reasons}."

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.detectors import Detector
+from minicarlo.simulators.acceptance import Acceptance
 
 FloatArray = NDArray[np.float32]
 SeedArray = NDArray[np.int64]
@@ -20,32 +21,71 @@ Attributes = dict[str, str | int | float]
 class Setup:
     """Everything that distinguishes one simulation from another, besides its primaries.
 
-    `cut_mm` is the production cut as a range in mm; `physics` is a name that the simulator knows. With `tracks`, events come
-    with the tracks of their particles, for drawing.
+    `particles` are all that may occur, `cut_mm` is the production cut as a range in mm; `physics` is a name that the simulator
+    knows. With `tracks`, events come with the tracks of their particles, for drawing. What `acceptance` accepts is stopped.
     """
 
     detector: Detector
-    particle: str
+    particles: tuple[str, ...]
     physics: str
     cut_mm: float
     tracks: bool = False
+    acceptance: Acceptance | None = None
+
+
+@dataclass(frozen=True)
+class Particles:
+    """m particles that enter the front face.
+
+    `names` (m,) text, and (m,) float32 each: kinetic `energies` in MeV, the entry `x`, `y` in mm from the centre of the grid,
+    the polar and azimuthal angle of the direction `theta`, `phi` in rad, zero along z.
+    """
+
+    names: NDArray[np.str_]
+    energies: FloatArray
+    x: FloatArray
+    y: FloatArray
+    theta: FloatArray
+    phi: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.energies)
+
+    def __getitem__(self, rows: slice) -> Particles:
+        return Particles(*(column[rows] for column in self.columns()))
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """All arrays, in the order of the fields."""
+        return self.names, self.energies, self.x, self.y, self.theta, self.phi
+
+    def rows(self) -> Iterator[tuple[str, float, float, float, float, float]]:
+        """One particle after the other."""
+        return zip(*(column.tolist() for column in self.columns()), strict=True)
 
 
 @dataclass(frozen=True)
 class Primaries:
-    """What enters the front face at the centre of the grid, one particle per event.
+    """What enters the front face in n events, event by event: `counts` (n,) says how many of `particles` are of each.
 
-    `energies` (n,) float32 are kinetic energies in MeV; `theta` and `phi` (n,) float32 the polar and azimuthal angle of the
-    direction in rad, zero along z; `seeds` (n,) int64.
+    `seeds` (n,) int64.
     """
 
-    energies: FloatArray
-    theta: FloatArray
-    phi: FloatArray
+    particles: Particles
+    counts: NDArray[np.int64]
     seeds: SeedArray
 
     def __len__(self) -> int:
-        return len(self.energies)
+        return len(self.seeds)
+
+    @classmethod
+    def single(
+        cls, particle: str, energies: FloatArray, seeds: SeedArray, theta: FloatArray | None = None, phi: FloatArray | None = None
+    ) -> Primaries:
+        """One particle in each event, which enters at the centre of the grid; `theta` and `phi` are zero if not given."""
+        zeros = np.zeros(len(energies), np.float32)
+        angles = (zeros if angle is None else angle for angle in (theta, phi))
+        names = np.full(len(energies), particle)
+        return cls(Particles(names, energies, zeros, zeros, *angles), np.ones(len(energies), np.int64), seeds)
 
 
 @dataclass(frozen=True)
@@ -58,22 +98,38 @@ class Track:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """k particles as they were when they were stopped at the front face.
+
+    `rows` (k,) are their numbers among the particles of the task; `energies` MeV, `x` and `y` mm as in Particles.
+    """
+
+    rows: NDArray[np.int64]
+    energies: FloatArray
+    x: FloatArray
+    y: FloatArray
+
+
+@dataclass(frozen=True)
 class Batch:
     """Simulated events: `samples` (n, z, x, y) or (n, z, phi, r) float32 MeV and the CPU seconds they took.
 
-    `tracks` are those of all events, where the setup asks for them and the simulator has them.
+    `tracks` are those of all events, where the setup asks for them and the simulator has them. With an acceptance, `fates` (m,)
+    int8 are indices of FATES, one per particle, and `stopped` are those on the fast path; their showers are not in `samples`.
     """
 
     samples: FloatArray
     seconds: float
     tracks: list[Track] = field(default_factory=list)
+    fates: NDArray[np.int8] | None = None
+    stopped: Stopped | None = None
 
 
 class Session(Protocol):
     """A simulation that is set up and can make events. It lives in a worker process of its own."""
 
     def run(self, primaries: Primaries) -> Batch:
-        """Simulate one event per primary; an event depends on its primary and its seed alone."""
+        """Simulate the events; each depends on its particles and its seed alone."""
         ...
 
     def provenance(self) -> Attributes:

@@ -50,19 +50,20 @@ def draw(
     distribution = energy if isinstance(energy, EnergyDistribution) else EnergyDistribution.parse(energy)
     angles = incidence(theta, phi)
     engine = get_simulator(simulator)
-    setup = Setup(find_detector(detector), particle, physics, cut_mm, tracks=True)
+    setup = Setup(find_detector(detector), (particle,), physics, cut_mm, tracks=True)
     environment = engine.prepare(setup)
     check_writable(output)
-    primaries = Primaries(
+    primaries = Primaries.single(
+        particle,
         distribution.sample(seed, 0, 1),
+        np.array([event_seed(seed, 0)], np.int64),
         angles[0].sample("theta", seed, 0, 1),
         angles[1].sample("phi", seed, 0, 1),
-        np.array([event_seed(seed, 0)], np.int64),
     )
     with Workers(engine, setup, environment, 1) as workers:
         ((_, batch),) = workers.run([Task(0, primaries)])
     figure = detector_figure(setup.detector, batch.samples[0], batch.tracks)
-    figure.suptitle(f"{setup.detector.name}: {particle}, {primaries.energies[0] / 1e3:.3g} GeV", x=0.02, ha="left")
+    figure.suptitle(f"{setup.detector.name}: {particle}, {primaries.particles.energies[0] / 1e3:.3g} GeV", x=0.02, ha="left")
     with atomic_path(output) as temporary:
         figure.savefig(temporary, format="png", dpi=200)
     return output

@@ -1,7 +1,8 @@
 """Electromagnetic showers by Geant4, through geant4_pybind (extra `geant4`).
 
 A process can hold one Geant4 run manager and one geometry, so a `Geant4Session` belongs into a process of its own
-(see `workers`). Scoring happens in C++, in replicated cells of the sensitive plates; Python is called twice per event.
+(see `workers`). Scoring happens in C++, in replicated cells of the sensitive plates; Python is called twice per event, and once
+for each particle that reaches the front face and may have to stop there.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minicarlo.detectors import Detector
 from minicarlo.errors import InvalidConfig, MissingExtra
-from minicarlo.simulators.base import Attributes, Batch, FloatArray, Primaries, Setup, Track
+from minicarlo.simulators.acceptance import FAST, FATES, Acceptance
+from minicarlo.simulators.base import Attributes, Batch, FloatArray, Particles, Primaries, Setup, Stopped, Track
 from minicarlo.simulators.data_sets import DATA_SETS, HOW_TO_GET_DATA, find_data_sets
 
 PARTICLES = ("e-", "e+", "gamma")
@@ -64,8 +68,9 @@ class Geant4Simulator:
 
     def prepare(self, setup: Setup) -> dict[str, str]:
         """Check the extra, the particle, the physics, the cut and the data sets, without importing Geant4."""
-        if setup.particle not in PARTICLES:
-            raise InvalidConfig(f"Unknown particle {setup.particle!r}: geant4 simulates {', '.join(PARTICLES)}.")
+        unknown = [name for name in setup.particles if name not in PARTICLES]
+        if unknown:
+            raise InvalidConfig(f"Unknown particle {unknown[0]!r:.80}: geant4 simulates {', '.join(PARTICLES)}.")
         physics = PHYSICS.get(setup.physics)
         if physics is None:
             raise InvalidConfig(f"Unknown physics {setup.physics!r}: geant4 offers {', '.join(PHYSICS)}.")
@@ -101,6 +106,19 @@ class Geant4Simulator:
         return f"Geant4 stopped with {code} from {issuer.strip()}: {' '.join(message.split()).rstrip('.')}.{advice}"
 
 
+_Particle = tuple[str, float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A particle at the front face: index of FATES, kinetic energy in MeV, mm from the centre of the grid."""
+
+    fate: int
+    energy: float
+    x: float
+    y: float
+
+
 class Geant4Session:
     """One run manager with one geometry: the only one that its process can ever hold.
 
@@ -111,27 +129,58 @@ class Geant4Session:
         self._setup = setup
         self._geant4 = importlib.import_module("geant4_pybind")
         self._geometry = LayeredGeometry(setup.detector)
-        self._pending: Iterator[tuple[float, float, float, int]] = iter(())
+        self._pending: Iterator[tuple[int, list[_Particle]]] = iter(())
         self._rows: Iterator[FloatArray] = iter(())
         self._tracks: list[Track] = []
+        self._entered: dict[int, _Entry] = {}  # by number of the particle in the task
+        self._first = self._next = 0  # particles of the task before and after this event
         self.python_seconds = 0.0
         """Processor time of Python's part of the event loop so far."""
         self._start()
 
     def run(self, primaries: Primaries) -> Batch:
-        """Simulate one event per primary."""
+        """Simulate the events."""
         samples = np.zeros((len(primaries), *self._setup.detector.shape), np.float32)
-        columns = (primaries.energies, primaries.theta, primaries.phi, primaries.seeds)
-        self._pending = zip(*(column.tolist() for column in columns), strict=True)
+        rows = primaries.particles.rows()
+        counts, seeds = primaries.counts.tolist(), primaries.seeds.tolist()
+        self._pending = ((seed, list(islice(rows, count))) for seed, count in zip(seeds, counts, strict=True))
         self._rows = iter(samples.reshape(len(samples), self._setup.detector.voxels))
-        self._tracks = []
+        self._tracks, self._entered, self._first, self._next = [], {}, 0, 0
         start = time.process_time()
         self._manager.BeamOn(len(samples))
         seconds = time.process_time() - start
         if next(self._rows, None) is not None:
             raise RuntimeError(f"Geant4 ended the run before its {len(samples)} events were done")
         samples *= np.float32(self._setup.detector.energy_scale)
-        return Batch(samples, seconds, self._tracks)
+        if self._setup.acceptance is None:
+            return Batch(samples, seconds, self._tracks)
+        return Batch(samples, seconds, self._tracks, *self._verdicts(self._setup.acceptance, primaries.particles))
+
+    def _verdicts(self, acceptance: Acceptance, particles: Particles) -> tuple[NDArray[np.int8], Stopped]:
+        """The fate of each particle, and those that were stopped."""
+        detector = self._setup.detector
+        fates = np.empty(len(particles), np.int8)
+        for row, (name, energy, x, y, theta, _) in enumerate(particles.rows()):
+            entry = self._entered.get(row)
+            fates[row] = entry.fate if entry else acceptance.fate(detector, name, energy, x, y, theta)
+            if not entry and FATES[fates[row]] not in ("type", "energy"):
+                raise RuntimeError(f"Geant4 tracked {name} of {energy} MeV without asking")
+        rows = np.flatnonzero(fates == FAST)
+        stopped = [(entry.energy, entry.x, entry.y) for entry in map(self._entered.__getitem__, rows.tolist())]
+        return fates, Stopped(rows, *np.array(stopped, np.float32).reshape(-1, 3).T)
+
+    def _enter(self, acceptance: Acceptance, step: Any) -> bool:  # noqa: ANN401
+        """Whether a particle whose step ends here reaches the front face and must stop; noted in any case."""
+        track, point = step.GetTrack(), step.GetPostStepPoint()
+        place, direction = point.GetPosition(), point.GetMomentumDirection()
+        row = self._first + track.GetTrackID() - 1
+        if track.GetParentID() or direction.z <= 0 or abs(place.z - self._geometry.front_mm) > 1e-6 or row in self._entered:
+            return False
+        theta, energy = math.atan2(math.hypot(direction.x, direction.y), direction.z), point.GetKineticEnergy()
+        name = str(track.GetParticleDefinition().GetParticleName())
+        fate = acceptance.fate(self._setup.detector, name, energy, place.x, place.y, theta)
+        self._entered[row] = _Entry(fate, energy, place.x, place.y)
+        return fate == FAST
 
     def provenance(self) -> Attributes:
         """Return the versions, the physics, the data and the depth of the calorimeter."""
@@ -140,7 +189,6 @@ class Geant4Session:
             "generator": f"Geant4 ({release}) through geant4_pybind {importlib.metadata.version('geant4-pybind')}",
             "physics": f"{PHYSICS[self._setup.physics].constructor} ({self._setup.physics})",
             "radiation_lengths": round(self._geometry.radiation_lengths, 3),
-            "entry": "centre of the grid, front face, no magnetic field",
             "threshold": "none",
             "data_sets": ", ".join(Path(os.environ[data.variable]).name for data in DATA_SETS),
         }
@@ -154,6 +202,8 @@ class Geant4Session:
 
             def ConstructSDandField(self) -> None:
                 geometry.make_sensitive(g4, self)
+                if setup.acceptance is not None:
+                    session._watch(self, setup.acceptance)
 
         class Physics(g4.G4VModularPhysicsList):  # type: ignore[misc, name-defined]
             # Methods of the virtual base G4VUserPhysicsList (SetDefaultCutValue, SetCuts) corrupt memory when called
@@ -167,18 +217,22 @@ class Geant4Session:
             def __init__(self) -> None:
                 super().__init__()
                 self.gun = g4.G4ParticleGun(1)
-                self.gun.SetParticleDefinition(g4.G4ParticleTable.GetParticleTable().FindParticle(setup.particle))
-                self.gun.SetParticlePosition(g4.G4ThreeVector(0, 0, geometry.front_mm - 1e-3))
+                table = g4.G4ParticleTable.GetParticleTable()
+                self.definitions = {name: table.FindParticle(name) for name in setup.particles}
 
             def GeneratePrimaries(self, event: Any) -> None:  # noqa: ANN401
                 start = time.process_time()
-                energy, theta, phi, seed = next(session._pending)
-                sine = math.sin(theta)
+                seed, particles = next(session._pending)
+                session._first, session._next = session._next, session._next + len(particles)
                 g4.HepRandom.setTheSeed(seed)
-                self.gun.SetParticleEnergy(energy)
-                direction = g4.G4ThreeVector(sine * math.cos(phi), sine * math.sin(phi), math.cos(theta))
-                self.gun.SetParticleMomentumDirection(direction)
-                self.gun.GeneratePrimaryVertex(event)
+                for name, energy, x, y, theta, phi in particles:
+                    sine = math.sin(theta)
+                    self.gun.SetParticleDefinition(self.definitions[name])
+                    self.gun.SetParticleEnergy(energy)
+                    self.gun.SetParticlePosition(g4.G4ThreeVector(x, y, geometry.front_mm - 1e-3))
+                    direction = g4.G4ThreeVector(sine * math.cos(phi), sine * math.sin(phi), math.cos(theta))
+                    self.gun.SetParticleMomentumDirection(direction)
+                    self.gun.GeneratePrimaryVertex(event)
                 session.python_seconds += time.process_time() - start
 
         class Readout(g4.G4UserEventAction):  # type: ignore[misc, name-defined]
@@ -211,6 +265,36 @@ class Geant4Session:
         self._manager.Initialize()
         self._hits = g4.G4SDManager.GetSDMpointer().GetCollectionID(geometry.collection)
         self._manager.BeamOn(0)  # builds the physics tables, so that the first event costs what the others do
+
+    def _watch(self, construction: Any, acceptance: Acceptance) -> None:  # noqa: ANN401
+        """Call `_enter` for the steps in front of the calorimeter that a particle of the accepted types and energies makes.
+
+        A scorer of the world does this, because a scorer can have a filter in C++, and needs no volume of its own: what is not
+        stopped takes the same steps with the same random numbers as without it.
+        """
+        g4, session = self._geant4, self
+
+        class Front(g4.G4VPrimitiveScorer):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__("front")
+
+            def ProcessHits(self, step: Any, _: Any) -> bool:  # noqa: ANN401
+                start = time.process_time()
+                if session._enter(acceptance, step):
+                    step.GetTrack().SetTrackStatus(g4.fStopAndKill)
+                session.python_seconds += time.process_time() - start
+                return False
+
+        low, high = acceptance.low_mev * (1 - 1e-5), acceptance.high_mev * (1 + 1e-5)
+        candidates = g4.G4SDParticleWithEnergyFilter("accepted", low, high)
+        for name in acceptance.particles:
+            candidates.add(name)
+        scorer, world = Front(), g4.G4MultiFunctionalDetector("world")
+        scorer.SetFilter(candidates)
+        world.RegisterPrimitive(scorer)
+        g4.G4SDManager.GetSDMpointer().AddNewDetector(world)
+        construction.SetSensitiveDetector("world", world, True)
+        self._kept = (candidates, scorer, world)  # Geant4 keeps bare pointers
 
 
 def _tracks_of(event: Any, front_mm: float) -> list[Track]:  # noqa: ANN401

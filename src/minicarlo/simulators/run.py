@@ -5,24 +5,26 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.detectors import CLIC_ECAL, Detector, find_detector, is_built_in
 from minicarlo.errors import InvalidCondition, InvalidConfig
-from minicarlo.events import ENERGY, PHI, THETA, EventSet, write_events
+from minicarlo.events import ENERGY, EventSet, read_conditions, write_events
 from minicarlo.files import check_writable
 from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
-from minicarlo.simulators.base import Attributes, Primaries, Setup
+from minicarlo.simulators.acceptance import FAST, FAST_ENERGY, FATE_CONDITIONS, Acceptance, accounts
+from minicarlo.simulators.base import Attributes, Batch, Particles, Primaries, Setup
 from minicarlo.simulators.incidence import incidence
 from minicarlo.simulators.registry import get_simulator
 from minicarlo.simulators.shards import Shard, buffer, check_same_origin, claim, is_file, shards
+from minicarlo.simulators.sources import Beam, ParticleList, Source, read_particles
 from minicarlo.simulators.workers import Task, Workers
 
 SHARD_SIZE = 1000
@@ -37,7 +39,8 @@ class SimulateResult:
 
     `seconds` is the wall clock of this call. `events_per_second` counts the events that it made, without those that an
     interrupted run had left (`resumed`). `seconds_per_event` is the processor time of one event, `streams` the number of
-    processes, `batch` the most events they take at a time.
+    processes, `batch` the most events they take at a time. With a parameterisation, `fast` holds the share of the energy that it
+    took (`energy_fraction`), and how many particles took which way (FATE_CONDITIONS).
     """
 
     events: int
@@ -51,6 +54,29 @@ class SimulateResult:
     batch: int
     seed: int
     resumed: int
+    fast: dict[str, float] | None = None
+
+
+class Parameterisation(Protocol):
+    """Makes the showers of particles that a simulation stops at the front face."""
+
+    detector: Detector
+    acceptance: Acceptance
+
+    def request(self) -> dict[str, Any]:
+        """The fields that two calls must share to contribute to the same folder."""
+        ...
+
+    def attributes(self) -> Attributes:
+        """What an event set should record about these showers: all that decides them."""
+        ...
+
+    def complete(self, results: Iterator[tuple[Task, Batch]], seed: int) -> Iterator[tuple[Task, Batch]]:
+        """The same results in the same order with the showers of stopped particles in their samples and in their seconds.
+
+        The shower of particle i of a run (`Task.row` is that of the first) must depend on `seed` and i alone.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,87 +85,93 @@ class _Run:
 
     simulator: str
     setup: Setup
-    distribution: EnergyDistribution
-    theta: AngleDistribution
-    phi: AngleDistribution
+    source: Source
     seed: int
     events: int
     shard_size: int
-
-    @property
-    def inclined(self) -> bool:
-        """Whether any particle enters at another than a right angle."""
-        return self.theta.high_deg > 0
+    parameterisation: Parameterisation | None
 
     def request(self) -> dict[str, Any]:
         """The fields that two calls must share to contribute to the same folder."""
         detector = self.setup.detector
-        angles = {"theta": str(self.theta), "phi": str(self.phi)} if self.inclined else {}
         geometry = {} if is_built_in(detector) else {"geometry": detector.to_description()}
         return {
             "verb": "simulate",
             "simulator": self.simulator,
             "detector": detector.name,
-            "particle": self.setup.particle,
             "physics": self.setup.physics,
             "cut_mm": self.setup.cut_mm,
-            "energy": str(self.distribution),
             "seed": self.seed,
             "events": self.events,
             "shard_size": self.shard_size,
-            **angles,
+            **self.source.request(),
             **geometry,
+            **({} if self.parameterisation is None else self.parameterisation.request()),
         }
 
-    def primaries(self, start: int, count: int) -> Primaries:
-        """What enters in events start .. start + count - 1."""
-        return Primaries(
-            self.distribution.sample(self.seed, start, count),
-            self.theta.sample("theta", self.seed, start, count),
-            self.phi.sample("phi", self.seed, start, count),
-            np.array([event_seed(self.seed, start + index) for index in range(count)], np.int64),
-        )
-
     def tasks(self, shard: Shard, most: int) -> Iterator[Task]:
-        """Cut a shard into tasks of at most `most` events and, beyond one event, _TASK_MEV."""
-        energies = self.distribution.sample(self.seed, shard.start, len(shard))
+        """Cut a shard into tasks of at most `most` events and, beyond one event, _TASK_MEV for the simulator to track."""
+        particles, counts = self.source.particles(self.seed, shard.start, len(shard))
+        ends = np.cumsum(counts)
+        sums = np.cumsum(self._tracked(particles))[ends - 1]
         begin = 0
         while begin < len(shard):
-            end = begin + 1
-            while end < min(begin + most, len(shard)) and energies[begin : end + 1].sum() <= _TASK_MEV:
-                end += 1
-            yield Task(shard.start + begin, self.primaries(shard.start + begin, end - begin))
+            spent, first = (sums[begin - 1], ends[begin - 1]) if begin else (0.0, 0)
+            affordable = int(np.searchsorted(sums, spent + _TASK_MEV, "right"))
+            end = min(max(affordable, begin + 1), begin + most, len(shard))
+            seeds = np.array([event_seed(self.seed, shard.start + index) for index in range(begin, end)], np.int64)
+            primaries = Primaries(particles[first : ends[end - 1]], counts[begin:end], seeds)
+            yield Task(shard.start + begin, primaries, self.source.row(shard.start + begin))
             begin = end
 
-    def event_set(self, shard: Shard, samples: NDArray[np.float32], seconds: float, provenance: Attributes) -> EventSet:
-        """The events of a shard with everything worth knowing about them; `seconds` is the processor time they took."""
-        primaries = self.primaries(shard.start, len(shard))
-        conditions = {ENERGY: primaries.energies}
-        angles = {}
-        if self.inclined:
-            conditions |= {THETA: primaries.theta, PHI: primaries.phi}
-            angles = {"theta_distribution": str(self.theta), "phi_distribution": str(self.phi)}
+    def _tracked(self, particles: Particles) -> NDArray[np.float64]:
+        """Energies in MeV (m,) of what is tracked, zero for what will be stopped."""
+        energies = particles.energies.astype(np.float64)
+        if (acceptance := self.setup.acceptance) is not None:
+            rows = particles.rows()
+            fates = [acceptance.fate(self.setup.detector, name, *numbers) for name, *numbers, _ in rows]
+            energies[np.array(fates) == FAST] = 0
+        return energies
+
+    def event_set(
+        self,
+        shard: Shard,
+        samples: NDArray[np.float32],
+        seconds: float,
+        provenance: Attributes,
+        fates: Sequence[NDArray[np.int8]],
+    ) -> EventSet:
+        """The events of a shard with everything worth knowing about them.
+
+        `seconds` is the processor time they took, `fates` are those of their particles, task by task.
+        """
+        particles, counts = self.source.particles(self.seed, shard.start, len(shard))
+        conditions = self.source.conditions(particles, counts)
+        total = float(particles.energies.sum(dtype=np.float64))
         attributes = provenance | {
             "simulator": self.simulator,
-            "particle": self.setup.particle,
             "production_cut_mm": self.setup.cut_mm,
-            "energy_distribution": f"{self.distribution} (kinetic)",
-            **angles,
+            **self.source.attributes(),
             "seed": self.seed,
             "first_event": shard.start,
             "processor": _processor(),
             "seconds": seconds,
             "seconds_per_event": seconds / len(shard),
-            "milliseconds_per_gev": 1e6 * seconds / float(primaries.energies.sum(dtype=np.float64)),
+            "milliseconds_per_gev": 1e6 * seconds / total,
         }
+        if self.parameterisation is not None:
+            fast = accounts(particles.energies, counts, np.concatenate(fates))
+            conditions |= fast
+            attributes["fast_energy_fraction"] = float(fast[FAST_ENERGY].sum(dtype=np.float64)) / total
         return EventSet(conditions, samples, self.setup.detector.name, attributes)
 
 
 def simulate(
-    n: int,
-    energy: str | EnergyDistribution,
+    n: int | None = None,
+    energy: str | EnergyDistribution | None = None,
     *,
     output: Path | str,
+    conditions: Path | str | ParticleList | None = None,
     detector: str | Path | Detector = CLIC_ECAL,
     particle: str = "e-",
     theta: str | AngleDistribution = "0deg",
@@ -150,6 +182,7 @@ def simulate(
     physics: str = "option0",
     simulator: str = "geant4",
     shard_size: int = SHARD_SIZE,
+    parameterisation: Parameterisation | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulateResult:
     """Simulate `n` events with a reference Monte Carlo and write them as an event set.
@@ -157,7 +190,9 @@ def simulate(
     `energy` is the distribution of the incident kinetic energy ("1GeV:100GeV:log", "10GeV"), `cut_mm` the production cut.
     `detector` is the name of a built-in one, a TOML file or a Detector. `theta` ("30deg", "0deg:30deg") and `phi` are the
     angles of the incident direction to the normal of the front face and around it; unless theta is zero they are recorded as
-    conditions in rad.
+    conditions in rad. `conditions` lists the particles of each event instead (`read_particles`); those that it does not name
+    are `particle`, and `n` may be left out. What a `parameterisation` accepts (`minicarlo.hybrid`) is stopped at the front face,
+    where its shower is put.
     Event i of `seed` is the same for any `n`, `jobs` and `shard_size`. An `output` that ends in .h5 becomes one file; any
     other a folder of shards of `shard_size` events, where an interrupted run of the same request goes on. The simulation
     runs in `jobs` processes of its own. `progress` is called with (events done, n).
@@ -165,16 +200,25 @@ def simulate(
     Raises InvalidCondition, InvalidConfig, UnknownDetector, MissingExtra and OutputError before anything is simulated,
     SimulationError when a process dies.
     """
-    if n < 1:
-        raise InvalidCondition(f"The number of events must be at least 1, not {n}.")
+    source, n = _source(n, energy, conditions, particle, theta, phi)
     for name, value in (("jobs", jobs), ("shard size", shard_size)):
         if value < 1:
             raise InvalidConfig(f"The {name} must be at least 1, not {value}.")
-    distribution = energy if isinstance(energy, EnergyDistribution) else EnergyDistribution.parse(energy)
     event_seed(seed, n)  # refuses an impossible seed
     engine = get_simulator(simulator)
-    setup = Setup(find_detector(detector), particle, physics, cut_mm)
-    run = _Run(engine.name, setup, distribution, *incidence(theta, phi), seed, n, shard_size)
+    found = find_detector(detector)
+    acceptance = None
+    if parameterisation is not None:
+        if parameterisation.detector != found:
+            raise InvalidConfig(
+                f"The showers of the fast path are those of detector {parameterisation.detector.name}, not {found.name}. "
+                "Choose the detector, or another surrogate."
+            )
+        acceptance = parameterisation.acceptance
+    if isinstance(source, ParticleList):
+        source.check(found, "Conditions" if isinstance(conditions, ParticleList) else f"Conditions {conditions}")
+    setup = Setup(found, source.names, physics, cut_mm, acceptance=acceptance)
+    run = _Run(engine.name, setup, source, seed, n, shard_size, parameterisation)
     environment = engine.prepare(run.setup)
     output = Path(output)
     every = shards(output, n, shard_size)
@@ -195,20 +239,28 @@ def simulate(
             check_writable(missing[0].path)
             workers = stack.enter_context(Workers(engine, run.setup, environment, jobs))
             results = workers.run(task for shard in missing for task in run.tasks(shard, most))
+            made_by: Attributes = {}
+            if parameterisation is not None:
+                results = parameterisation.complete(results, seed)
+                made_by = parameterisation.attributes()
             for shard in missing:
                 with buffer(shard, run.setup.detector.shape) as samples:
                     spent, filled = 0.0, 0
+                    fates: list[NDArray[np.int8]] = []
                     while filled < len(shard):
                         task, made = next(results)
                         if finished:
-                            check_same_origin(finished.pop(), workers.provenance)
+                            check_same_origin(finished.pop(), workers.provenance | made_by)
                         samples[filled : filled + len(task.primaries)] = made.samples
+                        if made.fates is not None:
+                            fates.append(made.fates)
                         filled += len(task.primaries)
                         done += len(task.primaries)
                         spent += made.seconds
                         if progress is not None:
                             progress(done, n)
-                    write_events(shard.path, run.event_set(shard, samples, spent, workers.provenance))
+                    provenance = workers.provenance | made_by
+                    write_events(shard.path, run.event_set(shard, samples, spent, provenance, fates))
                 seconds += spent
     elapsed = time.perf_counter() - started
     return SimulateResult(
@@ -223,7 +275,42 @@ def simulate(
         batch=most,
         seed=seed,
         resumed=n - new,
+        fast=_totals(output) if parameterisation is not None else None,
     )
+
+
+def _source(
+    n: int | None,
+    energy: str | EnergyDistribution | None,
+    conditions: Path | str | ParticleList | None,
+    particle: str,
+    theta: str | AngleDistribution,
+    phi: str | AngleDistribution,
+) -> tuple[Source, int]:
+    """What enters, and in how many events. Raises InvalidCondition."""
+    if n is not None and n < 1:
+        raise InvalidCondition(f"The number of events must be at least 1, not {n}.")
+    angles = incidence(theta, phi)
+    if conditions is None:
+        if n is None or energy is None:
+            raise InvalidCondition("The number of events and their energy are missing; give both, or conditions.")
+        distribution = energy if isinstance(energy, EnergyDistribution) else EnergyDistribution.parse(energy)
+        return Beam(particle, distribution, *angles), n
+    if energy is not None or angles[0].high_deg:
+        raise InvalidCondition("Give either an energy and angles or conditions, which hold both, not both.")
+    listed = conditions if isinstance(conditions, ParticleList) else read_particles(conditions, particle)
+    if n is not None and n > len(listed):
+        raise InvalidCondition(
+            f"{n} events are asked for, but the conditions hold only {len(listed)}. Ask for at most that many."
+        )
+    n = len(listed) if n is None else n
+    return listed.first(n), n
+
+
+def _totals(output: Path) -> dict[str, float]:
+    """Share of the energy that took the fast path, and particles by their fate, in all events of a fast event set."""
+    found = {name: float(values.sum(dtype=np.float64)) for name, values in read_conditions(output).items()}
+    return {"energy_fraction": found[FAST_ENERGY] / found[ENERGY]} | {name: int(found[name]) for name in FATE_CONDITIONS}
 
 
 def _processor() -> str:

@@ -29,10 +29,11 @@ _PROGRAM = "import sys; sys.path[:] = {path!r}; from minicarlo.simulators import
 
 @dataclass(frozen=True)
 class Task:
-    """Events to simulate: index of the first, and what enters."""
+    """Events to simulate: index of the first, what enters, and the number of particles in all events before."""
 
     first: int
     primaries: Primaries
+    row: int = 0
 
 
 @dataclass
