@@ -64,5 +64,9 @@ class SimulationError(MinicarloError):
     """Raised when a reference simulation dies before its events are done."""
 
 
+class ClusterError(MinicarloError):
+    """Raised when a cluster cannot be reached or started, its workers differ from this process, or they keep dying."""
+
+
 class DownloadError(MinicarloError):
     """Raised when data cannot be fetched: no network, the server refuses, or what comes is not what was published."""

@@ -27,6 +27,7 @@ from minicarlo.cli._common import format_count, format_rate, format_seconds, jso
 @click.option("--threads", type=int, help="Threads of each stream. Default: measured.")
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
 @click.option("--shard-size", type=int, default=10_000, show_default=True, help="Events in a shard.")
+@click.option("--cluster", help="Dask workers: local[:N], ssh:HOST,HOST, slurm[:N], htcondor[:N], tcp:// or tls://HOST:PORT.")
 @click.option("--overwrite", is_flag=True, help="Replace what another request made at --output.")
 @json_option
 def command(
@@ -42,6 +43,7 @@ def command(
     batch: int | None,
     shard_size: int,
     overwrite: bool,
+    cluster: str | None,
     as_json: bool,
 ) -> None:
     """Generate events with a surrogate.
@@ -53,6 +55,7 @@ def command(
     Example:
       minicarlo generate clic-ecal -n 10000 --energy 1GeV:100GeV:log -o showers.h5
       minicarlo generate clic-ecal -n 10000000 --seed 7 -o showers/
+      minicarlo generate clic-ecal -n 100000000 --cluster slurm:50 -o showers/
       minicarlo generate ./my-surrogate --conditions geant4.h5 --precision fp32 -o fp32.h5
     """
     from minicarlo.generation import generate
@@ -71,6 +74,7 @@ def command(
             batch=batch,
             shard_size=shard_size,
             overwrite=overwrite,
+            cluster=cluster,
             progress=progress,
         )
     if as_json:

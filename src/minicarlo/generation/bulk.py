@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -15,19 +18,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minicarlo import __version__
+from minicarlo.cluster import Where, complete, connect
 from minicarlo.detectors import get_detector
-from minicarlo.engines import CompiledGenerator, machine
-from minicarlo.errors import InvalidConfig, MinicarloError, OutputError, UnsupportedPrecision
+from minicarlo.engines import CompiledGenerator, machine, usable_cores
+from minicarlo.errors import ClusterError, InvalidConfig, MinicarloError, OutputError, UnsupportedPrecision
 from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.files import check_writable
 from minicarlo.generation.conditions import Energies, resolve_energies
-from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible
+from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible, probe
 from minicarlo.generation.writer import EventFile, check_samples
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.shards import Run, Shard, claim, claim_hidden, is_file, join, parts, shards
 from minicarlo.surrogate import Surrogate
 
 SHARD_SIZE = 10_000
+_PROBE = 64  # events whose bits tell whether a worker computes what is expected
+_worker = threading.local()  # of a thread of a cluster's worker: its order and compiled generator
 
 Progress = Callable[[int, int], None]
 Array = NDArray[np.float32]
@@ -71,6 +77,7 @@ def generate(
     precision: str | None = None,
     shard_size: int = SHARD_SIZE,
     overwrite: bool = False,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> EventSet: ...
 
@@ -90,6 +97,7 @@ def generate(
     precision: str | None = None,
     shard_size: int = SHARD_SIZE,
     overwrite: bool = False,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> GenerateResult: ...
 
@@ -108,6 +116,7 @@ def generate(
     precision: str | None = None,
     shard_size: int = SHARD_SIZE,
     overwrite: bool = False,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> EventSet | GenerateResult:
     """Generate events: into memory (an EventSet) without `output`, else into files (a GenerateResult).
@@ -124,9 +133,12 @@ def generate(
         streams, threads, batch: inferences at once, threads of each, events of each; measured and remembered when left out.
             A batch whose bits differ from those of a batch of 8 (some processors, batch 1) is replaced by 8.
         precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it.
+        cluster: make the shards on the workers of a Dask cluster: "local", "local:4", "ssh:host,host", "slurm:20", "htcondor:20",
+            "tcp://host:port" or "tls://host:port" (`minicarlo.cluster`); one event at a time in each thread of a worker.
         progress: called with (events done, events in all).
 
-    Raises InvalidCondition, InvalidSurrogate, UnsupportedPrecision, InvalidConfig, OutputError.
+    Raises InvalidCondition, InvalidSurrogate, UnsupportedPrecision, InvalidConfig, OutputError; with `cluster` also ClusterError
+    and MissingExtra.
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = Surrogate.load(surrogate)
@@ -138,8 +150,15 @@ def generate(
         raise InvalidConfig(f"The shard size must be between 1 and 10,000,000 events, not {shard_size}.")
     energies, count = resolve_energies(surrogate, n, energy, conditions)
     normal_latents(seed, 0, 0, 1)  # refuses an impossible seed
+    if cluster is not None:
+        Where.parse(cluster)
+        if output is None or streams is not None or threads is not None:
+            raise InvalidConfig(
+                "On a cluster, events go to an output, and the cluster's workers take the place of streams and threads."
+            )
+        streams = threads = 1
     settings = choose_settings(surrogate, precision, streams=streams, threads=threads, batch=batch, events=count)
-    run = _Run(surrogate, precision, energies, count, seed, settings, progress)
+    run = _Run(surrogate, precision, energies, count, seed, settings, progress, cluster)
     if output is None:
         return run.in_memory()
     output = Path(output)
@@ -158,9 +177,11 @@ class _Run:
         seed: int,
         settings: Settings,
         progress: Progress | None,
+        cluster: str | None,
     ) -> None:
         self.surrogate, self.precision, self.energies = surrogate, precision, energies
         self.count, self.seed, self.settings, self.progress = count, seed, settings, progress
+        self.cluster = cluster
         self.detector = get_detector(surrogate.manifest.detector)
         self.done = 0
 
@@ -181,7 +202,7 @@ class _Run:
             self.advance(self.count)
             return self.result(None, path, [path], 0.0, self.count)
         pieces = parts(path, self.count, shard_size)
-        if len(pieces) > 1:
+        if len(pieces) > 1 or self.cluster is not None:
             with claim_hidden(path, self.request(shard_size), overwrite=overwrite) as run:
                 result = self.complete(run, pieces, path)
                 join(pieces, path)
@@ -199,14 +220,15 @@ class _Run:
         """Write the shards that are missing."""
         compiled = self.compile()
         started = time.perf_counter()
-        resumed = 0
-        for shard in pieces:
-            if run.has(shard):
-                resumed += len(shard)
-                self.advance(len(shard))
-                continue
-            self.write(compiled, shard)
-            run.add(shard)
+        missing = [shard for shard in pieces if not run.has(shard)]
+        resumed = self.count - sum(map(len, missing))
+        self.advance(resumed)
+        if self.cluster is not None and missing:
+            self.settings = self.complete_on(self.cluster, compiled, run, missing)
+        else:
+            for shard in missing:
+                self.write(compiled, shard)
+                run.add(shard)
         result = self.result(compiled, path, [shard.path for shard in pieces], time.perf_counter() - started, resumed)
         if resumed < self.count:
             run.last = {
@@ -221,6 +243,13 @@ class _Run:
             }
             run.write()
         return result
+
+    def complete_on(self, cluster: str, compiled: CompiledGenerator, run: Run, missing: list[Shard]) -> Settings:
+        """Have the workers of a cluster write the missing shards; return what they ran with."""
+        with connect(cluster, usable_cores()) as client:
+            for shard in complete(client, run, _Order(self, compiled), missing):
+                self.advance(len(shard))
+            return replace(self.settings, streams=max(1, sum(client.nthreads().values())))
 
     def is_there(self, path: Path) -> bool:
         """Whether `path` is what this request gives. Raises OutputError when it is something else."""
@@ -266,8 +295,9 @@ class _Run:
             yield start, samples, energy_of.pop(start)
             self.advance(len(samples))
 
-    def write(self, compiled: CompiledGenerator, shard: Shard) -> None:
-        with EventFile(shard.path, len(shard), self.detector, self.attributes(shard.start), shard.start) as file:
+    def write(self, compiled: CompiledGenerator, shard: Shard, workers: int | None = None) -> None:
+        attributes = self.attributes(shard.start)
+        with EventFile(shard.path, len(shard), self.detector, attributes, shard.start, workers) as file:
             for _, samples, energy in self.batches(compiled, shard.start, len(shard)):
                 file.append(samples, energy)
 
@@ -299,7 +329,7 @@ class _Run:
             "energy": self.energies.description,
             "seed": self.seed,
             "shard_size": shard_size,
-            "software": {"minicarlo": __version__, "openvino": machine()["openvino"], "numpy": np.__version__},
+            "software": _software(),
         }
 
     def result(
@@ -320,6 +350,44 @@ class _Run:
             resumed=resumed,
             precision_report=compiled.precision_report() if compiled else {},
         )
+
+
+class _Order:
+    """A run as a worker of a cluster carries it out: one stream of one thread for each task."""
+
+    def __init__(self, run: _Run, compiled: CompiledGenerator) -> None:
+        self.run = copy(run)
+        self.run.progress = None
+        self.software, self.processor = _software(), machine()["processor"]
+        self.fingerprint = _fingerprint(run.surrogate, compiled)
+
+    def check(self) -> None:
+        """Compile once per thread, and compare versions and the bits of some events. Raises ClusterError."""
+        if getattr(_worker, "order", None) is self:
+            return
+        if _software() != self.software:
+            raise ClusterError(
+                f"Worker {socket.gethostname()} has {_software()}, but {self.software} is asking: install the same versions."
+            )
+        compiled = self.run.compile()
+        if _fingerprint(self.run.surrogate, compiled) != self.fingerprint:
+            raise ClusterError(
+                f"Worker {socket.gethostname()} ({machine()['processor']}) computes other bits than the machine that asks "
+                f"({self.processor}): one run needs processors of one kind. Give the others runs of their own, with other seeds."
+            )
+        _worker.order, _worker.compiled = self, compiled
+
+    def make(self, shard: Shard) -> None:
+        """Write a shard, compressing in one thread."""
+        self.run.write(_worker.compiled, shard, workers=1)
+
+
+def _fingerprint(surrogate: Surrogate, compiled: CompiledGenerator) -> str:
+    return hashlib.sha256(compiled.run(*probe(surrogate, _PROBE)).tobytes()).hexdigest()
+
+
+def _software() -> dict[str, str]:
+    return {"minicarlo": __version__, "openvino": machine()["openvino"], "numpy": np.__version__}
 
 
 def _ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
