@@ -3,7 +3,8 @@
 Both files hold showers of one Monte Carlo, no shower in both. Null: random halves of sub-samples of REFERENCE are compared; the
 chance of a false alarm is known. Power: the defects of tests/planted.py are planted in CANDIDATE; what does a comparison say,
 how many events does it say the defect needs, and how often do comparisons of so many find the defect and name it?
-Everything is measured once. Writes calibration.json and calibration.png.
+REFERENCE and CANDIDATE may be folders of shards, which are planted and measured shard by shard. What is measured is kept in
+FOLDER/measured, so that the same files need not be measured again. Writes calibration.json and calibration.png.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,50 @@ import matplotlib
 import numpy as np
 from scipy.stats import binom, kstest
 
-from minicarlo.events import read_events
+from minicarlo.detectors import get_detector
+from minicarlo.events import EventSet, events_info, iterate_events
 from minicarlo.fidelity import DIFFERS, Measured, Scorecard, compare, measure
 from minicarlo.fidelity.classifiers import CLASSIFIERS_ALPHA
 from minicarlo.fidelity.comparison import OBSERVABLES_ALPHA
 from minicarlo.fidelity.neighbours import CLOSENESS_ALPHA
+from minicarlo.fidelity.observables import joined
 from minicarlo.fidelity.verdicts import FEWEST
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from planted import DEFECTS, Defect
 
 Sets = tuple[Measured, Measured]
+
+_SHARD = 2000  # events that are planted and measured at once
+_ARRAYS = ("energy", "rings", "cells", "voxels", "offsets", "below_cells", "below_energy")
+
+
+def measured_once(path: Path, plant: Callable[[EventSet], EventSet] | None, events: int | None, kept: Path) -> Measured:
+    """The first `events` of a set, with a defect if one is given, measured; or what is kept of an earlier time."""
+    if not kept.exists():
+        parts, done = [], 0
+        for part in iterate_events(path, _SHARD):
+            part = part[: None if events is None else events - done]
+            done += len(part)
+            parts.append(measure(plant(part) if plant else part))
+            if done == events:
+                break
+        found = joined(parts)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        named = {f"values {name}": values for name, values in found.values.items()}
+        named |= {f"along {name}": values for name, values in found.along.items()}
+        np.savez(kept, **named, **{name: getattr(found, name) for name in _ARRAYS})
+    with np.load(kept) as arrays:
+        detector = get_detector(events_info(path)["detector"])
+        return Measured(
+            detector=detector,
+            threshold_mev=detector.readout_threshold_mev,
+            values={name[7:]: arrays[name] for name in arrays.files if name.startswith("values ")},
+            along={name[6:]: arrays[name] for name in arrays.files if name.startswith("along ")},
+            images={},
+            empty=int((np.diff(arrays["offsets"]) == 0).sum()),
+            **{name: arrays[name] for name in _ARRAYS},
+        )
 
 
 def disjoint(measured: Measured, events: int, random: np.random.Generator) -> Sets:
@@ -105,7 +140,7 @@ def power(
     first = (
         planted[:asked] if defect.rows is None else clean[:asked][defect.rows(min(asked, len(clean)), np.random.default_rng(5))]
     )
-    whole = compare(reference[:asked], first, seed=seed, permutations=permutations, bootstrap=20)
+    whole = compare(reference[:asked], first, seed=seed, permutations=permutations, bootstrap=50)
     visible = {name: whole.observables[name].visible_at for name in defect.names & set(whole.observables)}
     found = {name: events for name, events in visible.items() if events is not None}
     result: dict[str, Any] = {
@@ -146,6 +181,10 @@ def power(
     return result
 
 
+def _planted(defect: Defect, events: EventSet) -> EventSet:
+    return defect.plant(events, np.random.default_rng(3))
+
+
 def draw(results: dict[str, Any], path: Path) -> None:
     """Cumulative p-values of the splits, and how often defects were found."""
     matplotlib.use("Agg")
@@ -176,15 +215,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/calibration"))
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--events", type=int, default=1000, help="on either side of a split")
-    parser.add_argument("--candidates", type=int, default=10_000, help="showers of CANDIDATE that get defects")
+    parser.add_argument("--candidates", type=int, help="showers of CANDIDATE that get defects; default all")
     parser.add_argument("--asked", type=int, default=10_000, help="on either side of the comparison that says how many it takes")
     parser.add_argument("--permutations", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--factors", nargs="*", type=float, default=[0.5, 1], help="of the events asked for, to compare with")
     parser.add_argument("--classifiers", nargs="*", default=["trees"], choices=["trees", "high"])
     parser.add_argument("--defects", nargs="*", default=list(DEFECTS), choices=list(DEFECTS))
     arguments = parser.parse_args()
 
-    reference = measure(arguments.reference)
+    kept = arguments.output / "measured"
+    reference = measured_once(arguments.reference, None, None, kept / "reference.npz")
     arguments.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {
         "null": null(
@@ -198,19 +239,19 @@ def main() -> None:
         else None,
         "power": {},
     }
-    events = read_events(arguments.candidate, stop=arguments.candidates)
-    clean = measure(events)
+    candidate = partial(measured_once, arguments.candidate, events=arguments.candidates)
+    clean = candidate(None, kept=kept / "candidate.npz")
     for name in arguments.defects:
-        planted = measure(DEFECTS[name].plant(events, np.random.default_rng(3)))
+        plant = partial(_planted, DEFECTS[name])
         results["power"][name] = power(
             reference,
             clean,
-            planted,
+            candidate(plant, kept=kept / f"candidate, {name}.npz"),
             DEFECTS[name],
             asked=arguments.asked,
             repeats=arguments.repeats,
             permutations=arguments.permutations,
-            factors=(0.5, 1),
+            factors=arguments.factors,
         )
         print(name, json.dumps({key: value for key, value in results["power"][name].items() if key != "headline"}))
         (arguments.output / "calibration.json").write_text(json.dumps(results, indent=1))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from minicarlo.events import EventSet, read_events
 from minicarlo.fidelity import DIFFERS, Measured, Scorecard, compare, measure
-from minicarlo.fidelity.correlation import CorrelationDistance, at_fixed_energy, pair_words
+from minicarlo.fidelity.correlation import CorrelationDistance, pair_words
+from minicarlo.fidelity.fixed_energy import at_fixed_energy
 from minicarlo.fidelity.observables import shower_quantities
 from minicarlo.fidelity.resampling import Resamples, resample
 from planted import LAYER, shuffle_layers

@@ -42,7 +42,7 @@ from minicarlo.fidelity.binning import edges_of
 from minicarlo.fidelity.distances import SeparationPower, bin_index
 from minicarlo.fidelity.frechet import frechet_distance
 from minicarlo.fidelity.tables import resolution_fit
-from minicarlo.fidelity.verdicts import family_p_values
+from minicarlo.fidelity.verdicts import Family
 
 EVENTS = 1200
 QUICK = {"classifiers": (), "feature_distances": False, "permutations": 199, "bootstrap": 20}
@@ -337,16 +337,14 @@ def test_verdicts_raise_false_alarms_at_their_level() -> None:
         strata = [np.floor(random.random(size) * 5).astype(np.int64) for size in (150, 120)]
         level = np.concatenate(strata)
         resamples = Resamples.draw(*strata, permutations=99, bootstrap=2, halves=2, seed=seed)
-        scores = {}
+        found = {}
         for name in "abc":
             values = random.normal(level, 1)
-            distances = [
-                SeparationPower.of(values, [np.linspace(-3, 8, 31)]),
-                Wasserstein.of(values, [values.std()], 64),
-            ]
-            parts = [resample(distance, resamples).scores() for distance in distances]
-            scores[name] = (np.concatenate([one for one, _ in parts]), np.concatenate([null for _, null in parts], axis=1))
-        alarms += min(family_p_values(scores).values()) <= 0.05
+            found[name] = {
+                "separation_power": resample(SeparationPower.of(values, [np.linspace(-3, 8, 31)]), resamples),
+                "wasserstein": resample(Wasserstein.of(values, [values.std()], 64), resamples),
+            }
+        alarms += min(Family(found, 133, 0.05).p_values.values()) <= 0.05
     low, high = binom.interval(0.999, 200, 0.05)
     assert low <= alarms <= high
 

@@ -13,10 +13,17 @@ from numpy.typing import NDArray
 from minicarlo.fidelity import tables
 from minicarlo.fidelity.binning import edges_of
 from minicarlo.fidelity.cern import CernFigure
-from minicarlo.fidelity.conditional import Bins, InBins, Range, interpolation
-from minicarlo.fidelity.correlation import CorrelationDistance, at_fixed_energy, pair_words
+from minicarlo.fidelity.conditional import Bins, InBins, Range, angle_bins, interpolation
+from minicarlo.fidelity.correlation import CorrelationDistance, pair_words
 from minicarlo.fidelity.definitions import UNITS
-from minicarlo.fidelity.differences import Moments, beyond_chance, deviation_difference, difference, energy_difference
+from minicarlo.fidelity.differences import (
+    Moments,
+    beyond_chance,
+    deviation_difference,
+    difference,
+    energy_difference,
+    shared_difference,
+)
 from minicarlo.fidelity.distances import (
     GRID,
     LAYER_GRID,
@@ -30,12 +37,14 @@ from minicarlo.fidelity.distances import (
     bin_index,
     grid_edges,
 )
+from minicarlo.fidelity.fixed_energy import SharedResolution, SharedResponse, at_fixed_energy, expected
 from minicarlo.fidelity.observables import Measured, shower_quantities
 from minicarlo.fidelity.resampling import Resampled, Resamples, resample, resample_all
 from minicarlo.fidelity.scorecard import (
     DIFFERS,
     INDISTINGUISHABLE,
     NOT_ENOUGH,
+    AngleBins,
     BinScore,
     CernBin,
     CernScore,
@@ -54,7 +63,8 @@ from minicarlo.fidelity.verdicts import TOLERANCES, WASSERSTEIN, Family
 OBSERVABLES_ALPHA = 0.03
 """Chance of a false alarm of any observable."""
 
-_BINS = "bins"
+_ENERGY_BINS = "energy bins"  # kinds of distances begin with the condition whose bins they are in
+_SHOWN = ("separation_power", "wasserstein", "kolmogorov_smirnov", "fixed_energy", "deviation", "shared")
 _EVENTS = 4000
 _LAYER_HISTOGRAMS = 5
 _DEVIATIONS = ("linearity", "resolution", "longitudinal_profile", "lateral_profile", "correlation")
@@ -78,9 +88,15 @@ class Comparison:
         self.tolerances = {**TOLERANCES, **tolerances}
         self.events = 2 * len(ours) * len(theirs) / (len(ours) + len(theirs))
         self.bins = Bins.of(ours.energy, theirs.energy, edges, held_out)
+        self.angles = angle_bins(ours, theirs)
         response = self.pooled("response")
         self.linearity = EnergyDependence.of(response, self.bins.index, len(self.bins), 1)
         self.resolution = EnergyDependence.of(response, self.bins.index, len(self.bins), 2)
+        self.shared: dict[str, SharedResponse | SharedResolution] = {
+            "linearity": SharedResponse.of(response, self.pooled_energy())
+        }
+        if self.bins.filled:
+            self.shared["resolution"] = SharedResolution.of(response, self.pooled_energy(), self.bins.index, self.bins.filled)
         self.correlated, quantities = shower_quantities(ours)
         pooled = np.concatenate([quantities, shower_quantities(theirs)[1]])
         self.correlation = CorrelationDistance.of(at_fixed_energy(pooled, self.pooled_energy()))
@@ -113,10 +129,12 @@ class Comparison:
         }
         for name, distance in whole.items():
             self._keep(name, deviation=distance)
+        for name, shared in self.shared.items():
+            self._keep(name, shared=shared)
 
     def family(self) -> Family:
         """All that was compared, tested together."""
-        return Family({name: list(parts.values()) for name, parts in self.found.items()}, self.events, OBSERVABLES_ALPHA)
+        return Family(self.found, self.events, OBSERVABLES_ALPHA)
 
     def scores(self, family: Family) -> dict[str, ObservableScore]:
         """A score with its verdict for every observable."""
@@ -125,31 +143,36 @@ class Comparison:
 
     def interpolation(self) -> list[Interpolation]:
         """Held-out bins beside their neighbours."""
-        return interpolation({name: parts[_BINS] for name, parts in self.found.items() if _BINS in parts}, self.bins)
+        kind = f"{_ENERGY_BINS} {WASSERSTEIN}"
+        return interpolation({name: parts[kind] for name, parts in self.found.items() if kind in parts}, self.bins)
 
     def _score(self, name: str, family: Family) -> ObservableScore:
-        parts = {kind: part for kind, part in self.found[name].items() if kind != _BINS}
+        parts = {kind: part for kind, part in self.found[name].items() if kind in _SHOWN}
         fields: dict[str, Any] = {kind: _score(part, -1) for kind, part in parts.items()} | self._means(name)
         layered = name in self.ours.values and self.ours.values[name].ndim > 1
         worst = None
         if layered:
             columns = len(parts[WASSERSTEIN].value) - 1
-            worst = _worst(np.concatenate([part.scores()[0] for part in parts.values()]), columns)
+            worst = int(np.max([family.columns[name][kind][:columns] for kind in parts], axis=0).argmax())
             fields["worst_layer"] = worst
             fields["layers"] = [
                 LayerScore(layer=k, **{kind: _score(part, k) for kind, part in parts.items()}) for k in range(columns)
             ]
-        if _BINS in self.found[name]:
-            fields |= self._bin_scores(name, family)
+        if f"{_ENERGY_BINS} {WASSERSTEIN}" in self.found[name]:
+            fields["bins"], fields["worst_bin"] = self._bin_scores(name, _ENERGY_BINS, self.bins, family)
+            angles = {angle: self._bin_scores(name, angle, bins, family) for angle, bins in self.angles.items()}
+            fields["angles"] = {
+                angle: AngleBins(bins=bins, worst_bin=worst_bin) for angle, (bins, worst_bin) in angles.items()
+            } or None
         if name == "correlation":
             fields["worst_pair"] = self._worst_pair()
         differs = family.differs(name)
-        enough = self._needed(name, parts, family)
+        enough = self._needed(name, family)
         return ObservableScore(
             verdict=DIFFERS if differs else NOT_ENOUGH if enough > self.events else INDISTINGUISHABLE,
             p_value=family.p_values[name],
             unit=UNITS.get(name, ""),
-            difference=self._difference(name, worst, differs),
+            difference=self._difference(name, worst, family),
             visible_at=math.ceil(family.visible_at(name)) if differs else None,
             needed=math.ceil(enough),
             **fields,
@@ -158,58 +181,55 @@ class Comparison:
     def _tolerance(self, name: str) -> float:
         return self.tolerances.get(name, self.tolerances[WASSERSTEIN])
 
-    def _needed(self, name: str, parts: Mapping[str, Resampled], family: Family) -> float:
+    def _needed(self, name: str, family: Family) -> float:
         """Events at which a difference of the tolerance is found: in every layer, or in the mean over bins of energy.
 
         A Gaussian moved by t standard deviations has the Wasserstein distance t and the Kolmogorov-Smirnov distance
         t / sqrt(2 pi): whichever finds it first counts. Layers where nothing ever varies do not count.
         """
         tolerance = self._tolerance(name)
-        if "deviation" in parts:
-            shared = 1 if name == "correlation" else 2  # by all bins, or pairs
-            return float(family.needed(name, parts["deviation"], tolerance)[-shared:].min())
-        moved = family.needed(name, parts["kolmogorov_smirnov"], tolerance / math.sqrt(2 * math.pi))
-        needed = np.minimum(family.needed(name, parts[WASSERSTEIN], tolerance), moved)[: max(1, len(moved) - 1)]
+        if "deviation" in self.found[name]:
+            whole = [family.needed(name, kind, tolerance)[-1] for kind in ("deviation", "shared") if kind in self.found[name]]
+            return float(min(whole))
+        moved = family.needed(name, "kolmogorov_smirnov", tolerance / math.sqrt(2 * math.pi))
+        needed = np.minimum(family.needed(name, WASSERSTEIN, tolerance), moved)[: max(1, len(moved) - 1)]
         return float(needed[np.isfinite(needed)].max(initial=0.0))
 
-    def _bin_scores(self, name: str, family: Family) -> dict[str, Any]:
-        part = self.found[name][_BINS]
-        filled = self.bins.filled
-        scores = part.scores()[0].reshape(len(filled), -1)
-        needed = family.needed(name, part, self._tolerance(name)).reshape(scores.shape)
+    def _bin_scores(self, name: str, condition: str, bins: Bins, family: Family) -> tuple[list[BinScore], int]:
+        """The observable in bins of a condition, and the place of the worst."""
+        kinds = [f"{condition} {distance}" for distance in (WASSERSTEIN, "kolmogorov_smirnov")]
+        parts = [self.found[name][kind] for kind in kinds]
+        scores = np.max([family.columns[name][kind] for kind in kinds], axis=0).reshape(len(bins.filled), -1)
+        needed = family.needed(name, kinds[0], self._tolerance(name)).reshape(scores.shape)
         columns = scores.shape[1]
         found = []
-        for number in range(len(self.bins)):
-            p_value, value = None, None
-            verdict: Verdict = NOT_ENOUGH
-            if number in filled:
-                row = filled.index(number)
-                p_value = family.p_value(name, scores[row].max())
+        for number in range(len(bins)):
+            fields: dict[str, Any] = {"p_value": None, "verdict": NOT_ENOUGH}
+            if number in bins.filled:
+                row = bins.filled.index(number)
+                p_value = family.p_value(scores[row].max())
                 enough = needed[row, : max(1, columns - 1)]
                 enough = enough[np.isfinite(enough)].max(initial=0.0) <= self.events
-                verdict = DIFFERS if p_value < family.alpha else INDISTINGUISHABLE if enough else NOT_ENOUGH
-                value, _ = beyond_chance(part, row * columns + columns - 1)
+                verdict: Verdict = DIFFERS if p_value < family.alpha else INDISTINGUISHABLE if enough else NOT_ENOUGH
+                distances = [beyond_chance(part, row * columns + columns - 1)[0] for part in parts]
+                fields = {"p_value": p_value, "verdict": verdict} | dict(
+                    zip((WASSERSTEIN, "kolmogorov_smirnov"), distances, strict=True)
+                )
             found.append(
                 BinScore(
-                    low=self.edges[number],
-                    high=self.edges[number + 1],
-                    events=int(self.bins.events[number]),
-                    p_value=p_value,
-                    verdict=verdict,
-                    wasserstein=value,
-                    held_out=bool(self.bins.held_out[number]),
+                    low=bins.edges[number],
+                    high=bins.edges[number + 1],
+                    events=int(bins.events[number]),
+                    held_out=bool(bins.held_out[number]),
+                    **fields,
                 )
             )
-        return {"bins": found, "worst_bin": filled[int(scores.max(axis=1).argmax())]}
+        return found, bins.filled[int(scores.max(axis=1).argmax())]
 
-    def _difference(self, name: str, worst: int | None, differs: bool) -> Difference:
-        parts = self.found[name]
+    def _difference(self, name: str, worst: int | None, family: Family) -> Difference:
+        parts, columns, differs = self.found[name], family.columns[name], family.differs(name)
         if name in ("linearity", "resolution"):
-            distance = self.linearity if name == "linearity" else self.resolution
-            table = tables.energy_table(distance, self.resamples, self.edges)
-            ratio, error = (np.array([getattr(row, key) or np.nan for row in table]) for key in ("ratio", "error"))
-            place = int(parts["deviation"].scores()[0][: len(table)].argmax())
-            return energy_difference("response" if name == "linearity" else name, ratio, error, self.edges, place)
+            return self._energy_difference(name, columns)
         if name == "correlation":
             most = f", most {self._worst_pair().words}" if differs else ""
             return deviation_difference(parts["deviation"], "", f"coefficients {{}} off on average{most}")
@@ -219,10 +239,26 @@ class Comparison:
         shape = beyond_chance(parts["kolmogorov_smirnov"], -1 if worst is None else worst) if differs else None
         if name == "cell_energy":
             return difference(Moments(self._cell_sums()), self.resamples, "", "", shape)
-        values = self.pooled(name)
+        values = self.pooled(name)[:, None] if worst is None else self.pooled(name)[:, [worst]]
+        level = values.mean(axis=0, dtype=np.float64) - expected(values, self.pooled_energy())[0]
         where = "" if worst is None else f"{'sector' if name == 'azimuth' else 'layer'} {worst}: "
         unit = {"mm": "mm", "layer": "layers"}.get(UNITS[name], "")
-        return difference(Moments.of(values if worst is None else values[:, worst]), self.resamples, unit, where, shape)
+        return difference(Moments.of((values + level)[:, 0]), self.resamples, unit, where, shape)
+
+    def _energy_difference(self, name: str, columns: Mapping[str, Float]) -> Difference:
+        """Of linearity or resolution: at all energies, or in the bin where it is more significant."""
+        what = "response" if name == "linearity" else name
+        if "shared" in columns and columns["shared"].max() >= columns["deviation"].max():
+            shared, n = self.shared[name], len(self.ours)
+            weights = (self.resamples.shared[:n], self.resamples.matching[n:])
+            sums = [
+                np.asarray(part.T @ weight)[None]
+                for part, weight in zip((shared.features[:n], shared.features[n:]), weights, strict=True)
+            ]
+            return shared_difference(what, float(shared.change(*sums)[0]), float(self.found[name]["shared"].error[0]))
+        table = tables.energy_table(self.linearity if name == "linearity" else self.resolution, self.resamples, self.edges)
+        ratio, error = (np.array([getattr(row, key) or np.nan for row in table]) for key in ("ratio", "error"))
+        return energy_difference(what, ratio, error, self.edges, int(columns["deviation"][: len(table)].argmax()))
 
     @cached_property
     def correlations(self) -> Correlations:
@@ -282,8 +318,12 @@ class Comparison:
         separation = SeparationPower.of(pooled, edges)
         self._keep(name, separation_power=separation)
         self._keep(name, wasserstein=wasserstein, kolmogorov_smirnov=KolmogorovSmirnov(wasserstein))
-        if self.bins.filled:
-            self._keep(name, **{_BINS: InBins.of(ours, theirs, self.bins)})
+        fixed = at_fixed_energy(pooled, self.pooled_energy())
+        self._keep(name, fixed_energy=Wasserstein.of(fixed, np.ones(fixed.shape[1]), GRID if len(edges) == 1 else LAYER_GRID))
+        for condition, bins in {_ENERGY_BINS: self.bins, **self.angles}.items():
+            if bins.filled:
+                inside = InBins.of(fixed, len(self.ours), bins)
+                self._keep(name, **{f"{condition} {kind}": distance for kind, distance in inside.items()})
         made = self._histograms(separation, edges, UNITS[name])
         if len(made) == 1:
             self.histograms[name] = made[0]
@@ -351,11 +391,6 @@ class Comparison:
 
 def _score(part: Resampled, column: int) -> Score:
     return Score(value=part.value[column], error=part.error[column], floor=part.floor[column])
-
-
-def _worst(scores: Float, columns: int) -> int:
-    """The column with the largest score in any distance; each distance has its columns and then their mean."""
-    return int(scores.reshape(-1, columns + 1)[:, :columns].max(axis=0).argmax())
 
 
 def _per_event(measured: Measured, work: Callable[[Float, NDArray[np.int64], int], NDArray[Any]]) -> NDArray[Any]:

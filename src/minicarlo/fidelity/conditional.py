@@ -1,4 +1,4 @@
-"""Observables in bins of what the generator is conditioned on: today the incident energy."""
+"""Observables in bins of what the generator is conditioned on: incident energy and angles."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from minicarlo.fidelity.differences import plus_minus
-from minicarlo.fidelity.distances import Float, Wasserstein, on_grid
+from minicarlo.fidelity.distances import Float, KolmogorovSmirnov, Wasserstein, on_grid
+from minicarlo.fidelity.observables import Measured
 from minicarlo.fidelity.resampling import Resampled
 from minicarlo.fidelity.scorecard import Interpolated, Interpolation
 
 FEWEST = 50
 """Events needed on either side in a bin."""
 GRID = 64
+
+_ANGLES = 6  # bins of an angle at most
+_ONE_ANGLE = 1e-3  # rad; within it angles count as one
 
 Range = tuple[float, float]
 """Incident energies low <= E < high in MeV."""
@@ -32,14 +36,15 @@ class Bins:
     held_out: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, reference: NDArray[np.floating], candidate: NDArray[np.floating], edges: Float, ranges: Sequence[Range]) -> Bins:
-        """Bins between `edges`; those within one of `ranges` are held out."""
+    def of(
+        cls, reference: NDArray[np.floating], candidate: NDArray[np.floating], edges: Float, ranges: Sequence[Range] = ()
+    ) -> Bins:
+        """Bins between `edges` of the values of both sets; those within one of `ranges` are held out."""
         number = len(edges) - 1
         places = [np.searchsorted(edges, values.astype(np.float64), side="right") - 1 for values in (reference, candidate)]
         counts = [np.bincount(place[(place >= 0) & (place < number)], minlength=number) for place in places]
         index = np.concatenate(places)
-        middles = np.sqrt(edges[:-1] * edges[1:])
-        held_out = np.array([any(low <= middle < high for low, high in ranges) for middle in middles])
+        held_out = np.array([any(low <= middle < high for low, high in ranges) for middle in np.sqrt(edges[:-1] * edges[1:])])
         return cls(edges, np.where(index < number, index, -1), np.minimum(*counts), held_out)
 
     def __len__(self) -> int:
@@ -53,24 +58,23 @@ class Bins:
 
 @dataclass
 class InBins:
-    """Wasserstein-1 distance in every filled bin, in units of the reference's standard deviation there.
+    """A distance in every filled bin, that of Wasserstein in units of the reference's standard deviation there.
 
     Columns per bin: those of the values, and when there are several their mean.
     """
 
-    wasserstein: Wasserstein
+    distance: Wasserstein | KolmogorovSmirnov
     bins: int
     power: float = 0.5
 
     @classmethod
-    def of(cls, reference: NDArray[np.floating], candidate: NDArray[np.floating], bins: Bins) -> InBins:
-        """(n, L) and (m, L) values."""
-        values = np.concatenate([reference, candidate])
+    def of(cls, values: NDArray[np.floating], events: int, bins: Bins) -> dict[str, InBins]:
+        """Both distances of (N, L) values, of which the first `events` are the reference's."""
         columns = values.shape[1]
         place = np.zeros(values.shape, np.int32)
         widths = []
         for number, chosen in enumerate(np.flatnonzero(bins.index == k) for k in bins.filled):
-            spread = values[chosen[chosen < len(reference)]].std(axis=0, dtype=np.float64)
+            spread = values[chosen[chosen < events]].std(axis=0, dtype=np.float64)
             for column in range(columns):
                 edges, found = on_grid(values[chosen, column], GRID)
                 place[chosen, column] = found + GRID * (number * columns + column)
@@ -79,17 +83,34 @@ class InBins:
         starts = np.concatenate([[0], np.cumsum(used)]) * columns
         shape = (len(values), len(widths) * GRID)
         features = sparse.csr_matrix((np.ones(starts[-1], np.float32), place[used].ravel(), starts), shape=shape)
-        return cls(Wasserstein(features, np.stack(widths)), len(bins.filled))
+        wasserstein = Wasserstein(features, np.stack(widths))
+        number = len(bins.filled)
+        return {
+            "wasserstein": cls(wasserstein, number),
+            "kolmogorov_smirnov": cls(KolmogorovSmirnov(wasserstein), number),
+        }
 
     @property
     def features(self) -> sparse.csr_matrix | NDArray[np.floating]:
-        return self.wasserstein.features
+        return self.distance.features
 
     def __call__(self, first: Float, second: Float) -> Float:
-        found = self.wasserstein.columns(first, second).reshape(len(first), self.bins, -1)
+        found = self.distance.columns(first, second).reshape(len(first), self.bins, -1)
         if found.shape[2] > 1:
             found = np.concatenate([found, found.mean(axis=2, keepdims=True)], axis=2)
         return found.reshape(len(first), -1)
+
+
+def angle_bins(reference: Measured, candidate: Measured) -> dict[str, Bins]:
+    """Bins of equal width of every angle of incidence that is not the same in all events, some 200 events in each."""
+    found = {}
+    for name, ours in reference.angles.items():
+        theirs = candidate.angles[name]
+        low, high = (float(pick([pick(ours), pick(theirs)])) for pick in (np.min, np.max))
+        number = int(np.clip(min(len(ours), len(theirs)) // 200, 1, _ANGLES))
+        if high - low > _ONE_ANGLE and number > 1:
+            found[name] = Bins.of(ours, theirs, np.append(np.linspace(low, high, number + 1)[:-1], np.nextafter(high, np.inf)))
+    return found
 
 
 def with_ranges(edges: Float, ranges: Sequence[Range]) -> Float:

@@ -1,7 +1,7 @@
 """How quantities of a shower go together: Pearson coefficients of all pairs, and how far they are from another set's.
 
-Coefficients at fixed incident energy. Over a range of energies nearly everything goes with the energy, which hides what else
-there is: layers of different showers of one energy would hardly show.
+Coefficients at fixed incident energy (`fixed_energy.py`): over a range of energies layers of different showers of one energy
+would hardly show.
 """
 
 from __future__ import annotations
@@ -14,35 +14,8 @@ from numpy.typing import NDArray
 
 from minicarlo.fidelity.distances import Float
 
-ENERGIES = 30
-"""Groups of neighbouring incident energies, fewer if they had less than `FEWEST` events."""
-FEWEST = 50
-
 _EVENTS = 1024  # whose products are made at once: they stay in the processor's cache
-_FLOAT32 = 1e-7  # values come in float32: to this part
 _CONSTANT = 1e-6  # of the second moment: rounding leaves less of a variance
-
-
-def at_fixed_energy(values: NDArray[np.floating], energy: NDArray[np.floating]) -> NDArray[np.float32]:
-    """(N, K) values of pooled events in standard deviations from what is expected at their incident energy (N,).
-
-    Expected is what is linear in the energy within a group of neighbouring energies, which has one standard deviation. What
-    does not vary there is zero.
-    """
-    groups = int(np.clip(len(energy) // FEWEST, 1, ENERGIES))
-    edges = np.quantile(energy, np.arange(1, groups) / groups)
-    place = np.searchsorted(edges, energy, side="right")
-    found = np.zeros(values.shape, np.float32)
-    for number in np.unique(place):
-        rows = np.flatnonzero(place == number)
-        x, y = energy[rows].astype(np.float64), values[rows].astype(np.float64)
-        mean = y.mean(axis=0)
-        x -= x.mean()
-        residual = y - mean - np.outer(x, x @ (y - mean) / max(x @ x, 1e-300))
-        spread = residual.std(axis=0)
-        varies = spread > _FLOAT32 * np.abs(mean)
-        found[rows] = np.divide(residual, spread, out=np.zeros_like(residual), where=varies)
-    return found
 
 
 def pair_words(first: str, second: str, reference: float, candidate: float) -> str:

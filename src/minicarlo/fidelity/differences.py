@@ -54,11 +54,12 @@ def difference(moments: Moments, resamples: Resamples, unit: str, where: str, sh
         shape: largest difference of the cumulative distributions, beyond chance, and its error.
     """
     found = resample(moments, resamples, permute=False)
-    significance = np.abs(found.value) / np.maximum(found.error, 1e-300)
-    if shape is not None and significance[[1, 2]].max() < SIGNIFICANT:
+    shift, relative, spread = np.abs(found.value) / np.maximum(found.error, 1e-300)
+    mean = shift if unit else relative  # over a mean that may be zero, a length is nothing
+    if shape is not None and max(mean, spread) < SIGNIFICANT:
         value, error = 100 * shape[0], 100 * shape[1]
         return _difference(value, error, "%", f"{where}shape, cumulative distributions up to {{}} apart")
-    if significance[2] > significance[0] and shape is not None:
+    if spread > mean and shape is not None:
         value, error = 100 * found.value[2], 100 * found.error[2]
         return _difference(value, error, "%", f"{where}spread {{}} {'larger' if value > 0 else 'smaller'}")
     value, error = (found.value[0], found.error[0]) if unit else (100 * found.value[1], 100 * found.error[1])
@@ -71,6 +72,12 @@ def energy_difference(what: str, ratio: Float, error: Float, edges: Float, bin_n
     low, high = edges[bin_number] / 1000, edges[bin_number + 1] / 1000
     words = f"{what} {{}} {'higher' if value > 0 else 'lower'} at {low:.3g} to {high:.3g} GeV"
     return _difference(value, spread, "%", words)
+
+
+def shared_difference(what: str, value: float, error: float) -> Difference:
+    """Of a ratio less one that all energies share."""
+    words = f"{what} {{}} {'higher' if value > 0 else 'lower'} at all energies"
+    return _difference(100 * value, 100 * error, "%", words)
 
 
 def deviation_difference(part: Resampled, unit: str, words: str) -> Difference:

@@ -21,7 +21,7 @@ GRID = 512
 """Intervals of the grid on which the Wasserstein distance is integrated (128 per layer)."""
 LAYER_GRID = 128
 
-_MOMENTS = 5  # sums of the powers 0 to 4
+_MOMENTS = 3  # sums of the powers 0 to 2
 
 
 class Distance(Protocol):
@@ -153,8 +153,12 @@ class KolmogorovSmirnov:
     def features(self) -> sparse.csr_matrix | NDArray[np.floating]:
         return self.wasserstein.features
 
+    def columns(self, first: Float, second: Float) -> Float:
+        """The distances without their mean."""
+        return np.asarray(np.abs(self.wasserstein.gap(first, second)).max(axis=-1))
+
     def __call__(self, first: Float, second: Float) -> Float:
-        return _with_mean(np.abs(self.wasserstein.gap(first, second)).max(axis=-1))
+        return _with_mean(self.columns(first, second))
 
 
 @dataclass
@@ -178,8 +182,8 @@ class ProfileDeviation:
 class EnergyDependence:
     """|ratio - 1| of the mean (`order` 1) or of deviation over mean (`order` 2) of a value, per bin of incident energy.
 
-    Of several bins also |mean of ratio - 1|, weighted with the bins' squared errors, and the mean of all bins' |ratio - 1|: a
-    change that all energies share is seen with far fewer events by the first, since chance has no sign in common.
+    Of several bins also their mean. A change that all energies share is found with far fewer events by `SharedResponse` and
+    `SharedResolution` (`fixed_energy.py`): chance has no sign in common.
     """
 
     features: sparse.csr_matrix
@@ -204,7 +208,7 @@ class EnergyDependence:
 
     def figure(self, sums: Float) -> Float:
         """Mean, or deviation over mean, per bin: (B, bins); NaN where a bin is empty."""
-        count, total, squares, _, _ = self._sums(sums)
+        count, total, squares = self._sums(sums)
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = total / count
             if self.order == 1:
@@ -218,27 +222,10 @@ class EnergyDependence:
             return np.asarray(self.figure(second) / self.figure(first))
 
     def __call__(self, first: Float, second: Float) -> Float:
-        change = np.nan_to_num(self.ratio(first, second) - 1, nan=0.0, posinf=0.0)
-        if self.bins == 1:
-            return np.asarray(np.abs(change))
-        variance = self._relative_variance(first) + self._relative_variance(second)
-        weight = np.divide(1, variance, out=np.zeros_like(variance), where=variance > 0)
-        shared = np.abs((change * weight).sum(axis=1)) / np.maximum(weight.sum(axis=1), 1e-300)
-        return np.column_stack([np.abs(change), shared, np.abs(change).mean(axis=1)])
+        return _with_mean(np.abs(np.nan_to_num(self.ratio(first, second) - 1, nan=0.0, posinf=0.0)))
 
     def _sums(self, sums: Float) -> Float:
         return np.moveaxis(sums.reshape(len(sums), self.bins, _MOMENTS), -1, 0)
-
-    def _relative_variance(self, sums: Float) -> Float:
-        """Squared relative error of the figure per bin, (B, bins): of a deviation (kurtosis - 1) / 4 n; 0 where unknown."""
-        count, *powers = self._sums(sums)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            m1, m2, m3, m4 = (power / count for power in powers)
-            variance = m2 - m1**2
-            if self.order == 1:
-                return np.asarray(np.nan_to_num(variance / m1**2 / count, posinf=0.0))
-            fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
-            return np.asarray(np.nan_to_num((fourth / variance**2 - 1) / (4 * count), posinf=0.0))
 
 
 def one_hot(index: NDArray[np.integer], bins: int) -> sparse.csr_matrix:

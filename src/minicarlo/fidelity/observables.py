@@ -8,9 +8,9 @@ without energy are zero, as in CaloChallenge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from scipy import sparse
 
 from minicarlo.detectors import Detector, get_detector
 from minicarlo.errors import InvalidConfig, InvalidEventSet
-from minicarlo.events import EventSet, events_info, iterate_events
+from minicarlo.events import PHI, THETA, EventSet, events_info, iterate_events
 
 Array = NDArray[np.float32]
 Counts = NDArray[np.int64]
@@ -39,6 +39,7 @@ _MOST_CELLS = 8_000_000  # of a chunk: 32 MB
 class Measured:
     """The observables of N events and what else the scorecard needs of them.
 
+    `energy` (N,) MeV and `angles` (N,) rad by the condition's name, where there are any: of the incident particles;
     `values`: (N,) or (N, layers) per observable; `rings` (N, R) MeV in rings around the axis; `along` energy along the two
     transverse axes of the grid, (N, cells) MeV by the axis' name; `cells` the energies of all cells above threshold, those of
     event i from `offsets[i]` to `offsets[i + 1]`, and `voxels` their places in the flattened sample; `below_cells` and
@@ -60,6 +61,7 @@ class Measured:
     below_energy: Array
     images: Images
     empty: int
+    angles: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -84,6 +86,7 @@ class Measured:
             below_energy=self.below_energy[picked],
             images={},
             empty=int((counts == 0).sum()),
+            angles={name: values[picked] for name, values in self.angles.items()},
         )
 
     @property
@@ -136,7 +139,7 @@ def measure(
             progress(done, total)
     if not parts:
         raise InvalidEventSet("The event set holds no events: there is nothing to measure.")
-    return _join(parts)
+    return joined(parts)
 
 
 def shower_quantities(measured: Measured) -> tuple[list[str], Array]:
@@ -269,6 +272,7 @@ class _Frame:
             below_energy=np.bincount(below, below_energy, minlength=n).astype(np.float32),
             images=self._images(strata_of(events.incident_energy), event, layer, cell, energy),
             empty=int((visible == 0).sum()),
+            angles={name: events.conditions[name].copy() for name in (THETA, PHI) if name in events.conditions},
         )
 
     def _along_z(self, layer_energy: Float, visible: Float) -> tuple[Float, Float, Float, Float]:
@@ -389,7 +393,8 @@ def _ahead(chunks: Iterator[EventSet]) -> Iterator[EventSet]:
             yield part
 
 
-def _join(parts: list[Measured]) -> Measured:
+def joined(parts: Sequence[Measured]) -> Measured:
+    """One set of what was measured in several."""
     images: Images = {}
     for part in parts:
         for number, found in part.images.items():
@@ -413,4 +418,5 @@ def _join(parts: list[Measured]) -> Measured:
         below_energy=np.concatenate([part.below_energy for part in parts]),
         images=images,
         empty=sum(part.empty for part in parts),
+        angles={name: np.concatenate([part.angles[name] for part in parts]) for name in first.angles},
     )

@@ -110,18 +110,39 @@ class Resampled:
     power: float
 
     def scores(self) -> tuple[Float, Float]:
-        """How many standard deviations the value (C,) and every permutation (P, C) lie above the mean of the permutations.
+        """How many standard deviations the value (C,) and every permutation (P, C) lie above the mean of all others.
 
         On a scale where the null distribution is nearly Gaussian: the cube root of what is quadratic (Wilson and Hilferty).
+        Counted among the others, a value far from them would widen the scale that it is measured on.
         """
-        every = self.quadratic(np.concatenate([self.value[None], self.null])) ** (1 / 3)
-        spread = every.std(axis=0)
-        scores = np.where(spread > 1e-12, (every - every.mean(axis=0)) / np.where(spread > 0, spread, 1), 0.0)
+        scores = _among_others(self.quadratic(np.concatenate([self.value[None], self.null])))
         return scores[0], scores[1:]
+
+    def null_scores(self) -> Float:
+        """The scores of the permutations (P, C) as they are without the value."""
+        return _among_others(self.quadratic(self.null))
 
     def quadratic(self, distances: Float) -> Float:
         """The distances to the power that makes them quadratic in a small difference."""
         return distances ** (1 / self.power)
+
+
+def moments_of_others(samples: Float) -> tuple[Float, Float, Float]:
+    """Mean, standard deviation and skewness of all samples (n, ...) but each in turn, each (n, ...); zero if they do not vary."""
+    number = len(samples) - 1
+    origin = samples.mean(axis=0)
+    x = samples - origin
+    first, second, third = ((np.sum(x**order, axis=0) - x**order) / number for order in (1, 2, 3))
+    spread = np.sqrt(np.clip(second - first**2, 0, None))
+    central = third - 3 * first * second + 2 * first**3
+    skewness = np.divide(central, spread**3, out=np.zeros_like(central), where=spread > 1e-12)
+    return origin + first, spread, skewness
+
+
+def _among_others(quadratic: Float) -> Float:
+    every = quadratic ** (1 / 3)
+    mean, spread, _ = moments_of_others(every)
+    return np.asarray(np.where(every.std(axis=0) > 1e-12, (every - mean) / np.maximum(spread, 1e-12), 0.0))
 
 
 def resample(distance: Distance, resamples: Resamples, *, permute: bool = True) -> Resampled:

@@ -80,6 +80,8 @@ class LayerScore(_Part):
     """Wasserstein-1 distance of this layer, in its standard deviation."""
     kolmogorov_smirnov: Score | None = None
     """Kolmogorov-Smirnov distance of this layer."""
+    fixed_energy: Score | None = None
+    """Wasserstein-1 distance of this layer at fixed incident energy."""
 
 
 class Difference(_Part):
@@ -113,12 +115,12 @@ class PairScore(_Part):
 
 
 class BinScore(_Part):
-    """One observable in one bin of incident energy."""
+    """One observable in one bin of incident energy or of an angle of incidence."""
 
     low: Number
-    """MeV."""
+    """MeV; of an angle rad."""
     high: Number
-    """MeV."""
+    """MeV; of an angle rad."""
     events: int
     """Events of the smaller of the two sets in this bin."""
     p_value: Number
@@ -127,8 +129,19 @@ class BinScore(_Part):
     """Verdict in this bin."""
     wasserstein: Number = None
     """Wasserstein-1 distance in this bin, in the reference's standard deviation there, less what chance alone gives."""
+    kolmogorov_smirnov: Number = None
+    """Kolmogorov-Smirnov distance in this bin, less what chance alone gives."""
     held_out: bool = False
     """Whether training left this bin out."""
+
+
+class AngleBins(_Part):
+    """One observable in bins of an angle of incidence."""
+
+    bins: list[BinScore]
+    """The observable in every bin."""
+    worst_bin: int
+    """Place in `bins` of the most significant difference."""
 
 
 class ObservableScore(_Part):
@@ -146,8 +159,12 @@ class ObservableScore(_Part):
     """Wasserstein-1 distance, in `scale`; per layer: the mean over the layers."""
     kolmogorov_smirnov: Score | None = None
     """Largest difference of the two cumulative distributions; per layer: the mean over the layers."""
+    fixed_energy: Score | None = None
+    """Wasserstein-1 distance at fixed incident energy, in the standard deviation there; per layer: the mean over the layers."""
     deviation: Score | None = None
     """Mean relative deviation of linearity, resolution and profiles, mean absolute one of correlations."""
+    shared: Score | None = None
+    """Of linearity and resolution: relative change of mean response, or of its relative spread, that all energies share."""
     reference_mean: Number = None
     """Mean of the reference, in `unit`."""
     candidate_mean: Number = None
@@ -170,6 +187,8 @@ class ObservableScore(_Part):
     """The observable in bins of incident energy."""
     worst_bin: int | None = None
     """Place in `bins` of the most significant difference."""
+    angles: dict[str, AngleBins] | None = None
+    """The observable in bins of every angle of incidence that varies, by its name ("incident_theta", "incident_phi"; rad)."""
 
 
 class ClassifierSeed(_Part):

@@ -5,7 +5,8 @@ is distributed as (1/n + 1/m) times something that depends on neither: a sum of 
 scale a from the mean and variance of the permutations, k = 2 mean^2 / variance and a = variance / (2 mean) (Satterthwaite). A
 difference Q_d shifts the Gaussians: Q / a is then a non-central chi^2_k with non-centrality Q_d / a. The test compares Q^(1/3)
 with c standard deviations above its mean, where c comes from the quantile of the largest score of the whole family (Westfall
-and Young), in which the largest score of an observable counts in standard deviations above its own mean. With lambda the
+and Young), in which the largest score of a kind of distance, and then of an observable, counts as far as it lies above what
+chance gives it. With lambda the
 non-centrality that exceeds this with `POWER`, the difference found with that power is
 
     Q_90 = a lambda,
@@ -26,14 +27,16 @@ columns (distances, layers, bins of energy); the first that shows it counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 from scipy.special import chndtrinc, ndtr
 
 from minicarlo.fidelity.distances import Float
-from minicarlo.fidelity.resampling import Resampled
+from minicarlo.fidelity.resampling import Resampled, moments_of_others
 from minicarlo.fidelity.scorecard import Headline
 
 POWER = 0.9
@@ -41,6 +44,10 @@ FEWEST = 50
 """Events on either side below which nothing is compared, and which no estimate goes below."""
 
 _ONE_SIDED = 1.2816  # 90 % of a Gaussian lie above its mean less so many standard deviations
+_SKEWEST = 2.0  # an exponential distribution; a few hundred permutations know no more
+_STRAIGHT = 1e-3
+_THRESHOLD = 4.0  # standard errors that a difference among some hundred columns must be beyond chance
+_LEAST = 0.05  # of an estimated difference: it is thought to be possible, whatever the replicas say
 _ERROR_OF_NULL = 0.8  # standard error of the mean over the mean Wasserstein distance of two samples of a Gaussian
 
 WASSERSTEIN = "wasserstein"
@@ -57,58 +64,101 @@ TOLERANCES: dict[str, float] = {
 
 @dataclass
 class Family:
-    """All columns of all observables, tested together at level `alpha`. `events`: 2 n m / (n + m)."""
+    """All columns of all observables, tested together at level `alpha`. `events`: 2 n m / (n + m).
 
-    parts: Mapping[str, Sequence[Resampled]]
+    `parts`: observable to kind of distance to its columns. Kinds count alike within an observable and observables within the
+    family, whatever their number of columns (`Balance`).
+    """
+
+    parts: Mapping[str, Mapping[str, Resampled]]
     events: float
     alpha: float
 
     def __post_init__(self) -> None:
-        scores = {name: joined_scores(parts) for name, parts in self.parts.items()}
-        self._level = {name: level_of(np.vstack([value, null])) for name, (value, null) in scores.items()}
-        balanced: dict[str, tuple[Float, Float]] = {}
-        for name, (value, null) in scores.items():
-            mean, spread = self._level[name]
-            balanced[name] = (value - mean) / spread, (null - mean) / spread
-        self.p_values = family_p_values(balanced)
-        self._largest = np.max([null.max(axis=1) for _, null in balanced.values()], axis=0)
-        critical = critical_score(self._largest, self.alpha)
-        levels = {name: level_of(null) for name, (_, null) in scores.items()}
-        self.critical = {name: mean + spread * critical for name, (mean, spread) in levels.items()}
+        self.columns: dict[str, dict[str, Float]] = {}
+        """Scores of every column of every kind, on the scale of the family."""
+        largest: dict[str, Float] = {}
+        for name, kinds in self.parts.items():
+            columns, null = {}, {}
+            for kind, part in kinds.items():
+                value, permuted = part.scores()
+                balance = Balance.of(np.append(value.max(), permuted.max(axis=1)))
+                columns[kind], null[kind] = balance[0](value), balance[1:](permuted.max(axis=1))
+            found = np.max(list(null.values()), axis=0)
+            balance = Balance.of(np.append(max(column.max() for column in columns.values()), found))
+            self.columns[name] = {kind: balance[0](column) for kind, column in columns.items()}
+            largest[name] = balance[1:](found)
+        self._largest = np.max(list(largest.values()), axis=0)
+        self.p_values = {
+            name: self.p_value(max(column.max() for column in kinds.values())) for name, kinds in self.columns.items()
+        }
+        self.critical = self._critical()
 
-    def p_value(self, name: str, score: float) -> float:
-        """Chance that anything in the family is as extreme as this score of a column of an observable."""
-        mean, spread = self._level[name]
-        return float((1 + np.count_nonzero(self._largest >= (score - mean) / spread)) / (1 + len(self._largest)))
+    def _critical(self) -> dict[str, dict[str, float]]:
+        """The score of a column of every kind above which it differs, from the permutations alone."""
+        inner: dict[str, dict[str, Balance]] = {}
+        outer: dict[str, Balance] = {}
+        largest = []
+        for name, kinds in self.parts.items():
+            null = {kind: part.null_scores().max(axis=1) for kind, part in kinds.items()}
+            balance = {kind: Balance.of(scores) for kind, scores in null.items()}
+            found = np.max([balance[kind](scores) for kind, scores in null.items()], axis=0)
+            largest.append(Balance.of(found)(found))
+            inner[name] = {kind: Balance.of(np.append(0.0, scores))[0] for kind, scores in null.items()}
+            found = np.max([inner[name][kind](scores) for kind, scores in null.items()], axis=0)
+            outer[name] = Balance.of(np.append(0.0, found))[0]
+        critical = critical_score(np.max(largest, axis=0), self.alpha)
+        return {
+            name: {kind: float(balance.inverse(outer[name].inverse(critical))) for kind, balance in kinds.items()}
+            for name, kinds in inner.items()
+        }
+
+    def p_value(self, score: float) -> float:
+        """Chance that anything in the family is as extreme as this score of a column (`columns`)."""
+        return float((1 + np.count_nonzero(self._largest >= score)) / (1 + len(self._largest)))
 
     def differs(self, name: str) -> bool:
         """Whether the observable differs at level `alpha`."""
         return self.p_values[name] < self.alpha
 
-    def needed(self, name: str, part: Resampled, tolerance: float) -> Float:
-        """Events on either side at which a difference of `tolerance` in a column of an observable's part is found, (C,)."""
+    def needed(self, name: str, kind: str, tolerance: float) -> Float:
+        """Events on either side at which a difference of `tolerance` in a column of an observable's kind is found, (C,)."""
+        part = self.parts[name][kind]
         error = _ERROR_OF_NULL * part.null.mean(axis=0)
         return np.asarray(
-            self.events * found_difference(part, self.critical[name], error) / part.quadratic(np.array([tolerance]))
+            self.events * found_difference(part, self.critical[name][kind], error) / part.quadratic(np.array([tolerance]))
         )
 
     def visible_at(self, name: str) -> float:
-        """Events on either side at which the estimated difference is found, not below `FEWEST`; infinite without one."""
-        return max(FEWEST, self.events / self.strength(name))
+        """Events on either side at which the estimated difference is found with `POWER`, not below `FEWEST`.
 
-    def strength(self, name: str) -> float:
-        """The estimated difference over that which is found at these sizes, on the quadratic scale."""
-        return max(float(self._strength(name, part, part.value[None], 1).max()) for part in self.parts[name])
+        The estimate is known to within its error only, and of many columns the largest is large by luck, too: what counts is the
+        mean power over the differences that the basic bootstrap thinks possible, twice the estimate less a replica.
+        """
+        estimate = math.sqrt(self._strongest(name) / self.events)
+        replicas = 1 / np.sqrt(self.visible_replicas(name))
+        possible = np.maximum(2 * estimate - replicas, _LEAST * estimate) if len(replicas) else np.array([estimate])
+
+        def missed(events: float) -> float:
+            return float(np.mean(ndtr((_THRESHOLD + _ONE_SIDED) * possible * math.sqrt(events) - _THRESHOLD))) - POWER
+
+        events = 1 / estimate**2
+        return max(FEWEST, float(brentq(missed, events / 100, events / _LEAST**2, rtol=1e-4)))
 
     def visible_replicas(self, name: str) -> Float:
-        """`visible_at` of every bootstrap replica, whose distances have the noise of the sample and their own, (B,)."""
-        strength = [self._strength(name, part, part.replicas, 2).max(axis=1) for part in self.parts[name] if len(part.replicas)]
-        return np.asarray(np.maximum(self.events / np.max(strength, axis=0), FEWEST))
+        """Events at which the difference of every bootstrap replica is found, (B,); it has the sample's noise and its own."""
+        parts = {kind: part for kind, part in self.parts[name].items() if len(part.replicas)}
+        strength = [self._strength(name, kind, part.replicas, 2).max(axis=1) for kind, part in parts.items()]
+        return np.asarray(self.events / np.max(strength, axis=0)) if strength else np.empty(0)
 
-    def _strength(self, name: str, part: Resampled, distances: Float, noise: int) -> Float:
-        """Estimated difference over that which is found at these sizes; at least a tiny number."""
+    def _strongest(self, name: str) -> float:
+        return max(float(self._strength(name, kind, part.value[None], 1).max()) for kind, part in self.parts[name].items())
+
+    def _strength(self, name: str, kind: str, distances: Float, noise: int) -> Float:
+        """Estimated difference over that which is found at these sizes, quadratic; at least a tiny number."""
+        part = self.parts[name][kind]
         excess = part.quadratic(distances) - noise * part.quadratic(part.null).mean(axis=0)
-        found = found_difference(part, self.critical[name], part.error)
+        found = found_difference(part, self.critical[name][kind], part.error)
         return np.asarray(np.maximum(np.divide(excess, found, out=np.zeros_like(excess), where=np.isfinite(found)), 1e-9))
 
 
@@ -148,47 +198,56 @@ def critical_score(largest: Float, alpha: float) -> float:
     return float(np.sort(largest)[::-1][max(allowed, 0)])
 
 
-def family_p_values(scores: Mapping[str, tuple[Float, Float]]) -> dict[str, float]:
-    """Permutation p-value of each member, adjusted for the number of members (Westfall and Young, single-step max-T).
+@dataclass(frozen=True)
+class Balance:
+    """Makes the largest of several scores, without a difference, nearly a standard Gaussian, from its first three moments.
 
-    `scores`: name to scores of the value (C,) and of the permutations (P, C). The largest column stands for the member. The
-    chance that any member of two samples of one population falls below p is p.
+    One column is then as far from chance as the largest of a thousand; in their own units, a thousand would hide the one, and
+    in units of the standard deviation alone those with the longest tail all others. The distribution is taken as a shifted
+    gamma (Pearson's type III), whose cube root is nearly Gaussian (Wilson and Hilferty).
     """
-    largest = np.max([null.max(axis=1) for _, null in scores.values()], axis=0)
-    return {
-        name: float((1 + np.count_nonzero(largest >= value.max())) / (1 + len(largest))) for name, (value, _) in scores.items()
-    }
 
+    mean: Float
+    spread: Float
+    skewness: Float
 
-def level_of(scores: Float) -> tuple[float, float]:
-    """Mean and standard deviation of the largest of an observable's scores (B, C).
+    @classmethod
+    def of(cls, largest: Float) -> Balance:
+        """Of every sample (P,) by all others: what is far from them must not widen the scale that it is measured on."""
+        mean, spread, skewness = moments_of_others(largest)
+        return cls(mean, np.where(spread > 1e-12, spread, 1.0), np.clip(skewness, 0, _SKEWEST))
 
-    In these units one column is as far from chance as the largest of a thousand; in their own, a thousand would hide the one.
-    """
-    largest = scores.max(axis=1)
-    return float(largest.mean()), float(largest.std()) or 1.0
+    def __getitem__(self, which: int | slice) -> Balance:
+        return Balance(self.mean[which], self.spread[which], self.skewness[which])
 
+    def __call__(self, scores: ArrayLike) -> Float:
+        """Scores on the Gaussian's scale."""
+        x = (np.asarray(scores) - self.mean) / self.spread
+        skewness = np.maximum(self.skewness, _STRAIGHT)
+        return np.asarray(6 / skewness * (np.cbrt(skewness * x / 2 + 1) - 1) + skewness / 6)
 
-def joined_scores(parts: Sequence[Resampled]) -> tuple[Float, Float]:
-    """Scores of all columns of several distances."""
-    both = [part.scores() for part in parts]
-    return np.concatenate([value for value, _ in both]), np.concatenate([null for _, null in both], axis=1)
+    def inverse(self, scores: ArrayLike) -> Float:
+        """What is mapped to these scores."""
+        skewness = np.maximum(self.skewness, _STRAIGHT)
+        x = 2 / skewness * ((skewness / 6 * (np.asarray(scores) - skewness / 6) + 1) ** 3 - 1)
+        return np.asarray(self.mean + self.spread * x)
 
 
 def headline(family: Family) -> Headline | None:
     """The fewest events at which any observable that differs shows it; None when none does.
 
-    Its interval is the basic bootstrap's on a logarithmic scale: replicas scatter around the estimate, and choose among
-    observables, as the estimate does around the truth.
+    Its interval is the basic bootstrap's on a logarithmic scale: replicas scatter around the estimate as that does around the
+    truth.
     """
     differing = [name for name in family.parts if family.differs(name)]
     if not differing:
         return None
-    observable = max(differing, key=family.strength)
-    events = family.visible_at(observable)
-    replicas = np.min([family.visible_replicas(name) for name in differing], axis=0)
-    low, high = (events**2 / np.quantile(replicas, share) for share in (0.84, 0.16))
-    low, high = max(min(low, events), FEWEST), max(high, events)
+    visible = {name: family.visible_at(name) for name in differing}
+    observable = min(visible, key=lambda name: visible[name])
+    events = visible[observable]
+    replicas = family.visible_replicas(observable)
+    quantiles = [events * float(np.median(replicas) / np.quantile(replicas, share)) for share in (0.84, 0.16)]
+    low, high = max(quantiles[0], FEWEST), max(quantiles[1], FEWEST)
     worth = f"{_rounded(events)} Monte Carlo events ({_rounded(low)} to {_rounded(high)})"
     if events <= FEWEST:
         worth = f"fewer than {FEWEST} Monte Carlo events"
