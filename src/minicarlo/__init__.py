@@ -1,8 +1,8 @@
 """Small neural generators in place of an expensive Monte Carlo: simulate, train, tune, generate, validate, report.
 
 The verbs of the command line are functions here: `simulate`, `train`, `optimise`, `tune`, `generate`, `validate`, `bench`,
-`export`, `info`; two share their name with the package they live in, `minicarlo.report.report` and `minicarlo.demo.demo`. Each is
-imported when it is first used, so that generating needs neither PyTorch nor Geant4.
+`export`, `info`; two share their name with the package they live in, `minicarlo.report.report` and `minicarlo.demo.demo`. `load`
+is for one shower at a time. Each is imported when it is first used, so that generating needs neither PyTorch nor Geant4.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "optimise": "minicarlo.precision.rewriting",
     "tune": "minicarlo.precision",
     "generate": "minicarlo.generation",
+    "load": "minicarlo.generation",
     "validate": "minicarlo.fidelity",
     "bench": "minicarlo.generation",
     "export": "minicarlo.generation.par04",

@@ -26,17 +26,29 @@ Key = TypeVar("Key", bound=Hashable)
 class Inference(ABC):
     """One inference with memory of its own: fill `latent` and `incident_energy`, call, read `samples`.
 
-    Nothing is allocated between calls, and nothing but the runtime runs: for whoever needs one shower at a time, soon.
-
-    Attributes:
-        latent: (batch, L) float32, unit normal.
-        incident_energy: (batch, 1) float32, MeV.
-        samples: (batch, *sample_shape) float32; every call writes into it again.
+    Nothing is allocated between calls, and nothing but the runtime runs: for whoever needs one shower at a time, soon. The
+    runtime keeps the addresses of the three arrays, so that they can be written into but not replaced.
     """
 
-    latent: Array
-    incident_energy: Array
-    samples: Array
+    def __init__(self, batch: int, latent_size: int, sample_shape: tuple[int, ...]) -> None:
+        self._latent = np.zeros((batch, latent_size), np.float32)
+        self._incident_energy = np.ones((batch, 1), np.float32)
+        self._samples = np.zeros((batch, *sample_shape), np.float32)
+
+    @property
+    def latent(self) -> Array:
+        """(batch, L) float32, unit normal."""
+        return self._latent
+
+    @property
+    def incident_energy(self) -> Array:
+        """(batch, 1) float32, MeV."""
+        return self._incident_energy
+
+    @property
+    def samples(self) -> Array:
+        """(batch, *sample_shape) float32; every call writes into it again."""
+        return self._samples
 
     @abstractmethod
     def __call__(self) -> Array:

@@ -180,9 +180,7 @@ class OnnxRuntimeInference(Inference):
     def __init__(self, session: Any, batch: int, latent_size: int, sample_shape: tuple[int, ...]) -> None:  # noqa: ANN401
         import onnxruntime
 
-        self.latent = np.zeros((batch, latent_size), np.float32)
-        self.incident_energy = np.ones((batch, 1), np.float32)
-        self.samples = np.zeros((batch, *sample_shape), np.float32)
+        super().__init__(batch, latent_size, sample_shape)
         self._session, self._binding = session, session.io_binding()
         value = onnxruntime.OrtValue.ortvalue_from_numpy
         self._values = [value(array) for array in (self.latent, self.incident_energy, self.samples)]  # on the processor: no copy
@@ -192,7 +190,7 @@ class OnnxRuntimeInference(Inference):
 
     def __call__(self) -> Array:
         self._session.run_with_iobinding(self._binding)
-        return self.samples
+        return self._samples
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -208,9 +208,7 @@ class OpenVinoGenerator(CompiledGenerator):
 
     def inference(self) -> Inference:
         """See CompiledGenerator."""
-        return OpenVinoInference(
-            self._compiled, (self._latent, self._energy, self._output), (self.batch or 1, *self.sample_shape)
-        )
+        return OpenVinoInference(self._compiled, (self._latent, self._energy, self._output), self.batch or 1, self.sample_shape)
 
     def run(self, latent: Array, incident_energy: Array) -> Array:
         """See CompiledGenerator."""
@@ -313,19 +311,17 @@ class OpenVinoGenerator(CompiledGenerator):
 class OpenVinoInference(Inference):
     """An inference request that reads and writes NumPy's memory."""
 
-    def __init__(self, compiled: Any, ports: tuple[Any, Any, Any], shape: tuple[int, ...]) -> None:  # noqa: ANN401
+    def __init__(self, compiled: Any, ports: tuple[Any, Any, Any], batch: int, sample_shape: tuple[int, ...]) -> None:  # noqa: ANN401
         import openvino
 
-        self.latent = np.zeros((shape[0], ports[0].get_partial_shape()[1].get_length()), np.float32)
-        self.incident_energy = np.ones((shape[0], 1), np.float32)
-        self.samples = np.zeros(shape, np.float32)
+        super().__init__(batch, ports[0].get_partial_shape()[1].get_length(), sample_shape)
         self._request = compiled.create_infer_request()
         for port, array in zip(ports, (self.latent, self.incident_energy, self.samples), strict=True):
             self._request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
 
     def __call__(self) -> Array:
         self._request.infer(share_outputs=True)
-        return self.samples
+        return self._samples
 
 
 @cache

@@ -10,8 +10,6 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from minicarlo.engines.base import Array, Engine, Inference, Offer, PrecisionReport, missing_package
 from minicarlo.engines.openvino import check_graph, has_bf16, machine
 from minicarlo.engines.streams import ThreadedGenerator
@@ -195,17 +193,15 @@ class PyTorchInference(Inference):
     def __init__(self, generator: PyTorchGenerator, batch: int, latent_size: int) -> None:
         import torch
 
-        self.latent = np.zeros((batch, latent_size), np.float32)
-        self.incident_energy = np.ones((batch, 1), np.float32)
-        self.samples = np.zeros((batch, *generator.sample_shape), np.float32)
+        super().__init__(batch, latent_size, generator.sample_shape)
         self._generator = generator
         self._inputs = torch.from_numpy(self.latent), torch.from_numpy(self.incident_energy)
-        self._samples = torch.from_numpy(self.samples)
+        self._output = torch.from_numpy(self.samples)
         torch.set_num_threads(generator.threads)
 
     def __call__(self) -> Array:
-        self._samples.copy_(self._generator.compute(*self._inputs))
-        return self.samples
+        self._output.copy_(self._generator.compute(*self._inputs))
+        return self._samples
 
 
 @cache

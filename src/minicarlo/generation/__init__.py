@@ -5,5 +5,16 @@ from __future__ import annotations
 from minicarlo.generation.bench import bench, sweep
 from minicarlo.generation.bulk import GenerateResult, generate
 from minicarlo.generation.settings import Settings, choose_settings, default_settings
+from minicarlo.generation.single import PreparedGenerator, load
 
-__all__ = ["GenerateResult", "Settings", "bench", "choose_settings", "default_settings", "generate", "sweep"]
+__all__ = [
+    "GenerateResult",
+    "PreparedGenerator",
+    "Settings",
+    "bench",
+    "choose_settings",
+    "default_settings",
+    "generate",
+    "load",
+    "sweep",
+]

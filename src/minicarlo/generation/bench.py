@@ -16,7 +16,14 @@ from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogat
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnknownDetector
 from minicarlo.events import ENERGY, events_info, read_conditions
 from minicarlo.generation.conditions import resolve_energies
-from minicarlo.generation.settings import Settings, choose_settings, default_settings, deviation, latency
+from minicarlo.generation.settings import (
+    Settings,
+    available_precisions,
+    choose_settings,
+    default_settings,
+    deviation,
+    latency,
+)
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate, sample_path
 
@@ -110,7 +117,7 @@ def bench(
     many = streams or usable_cores()
     subjects, singles, changes = [], {}, {}
     offer = find_offer(engine)
-    for precision in (*_precisions(surrogate, engine), *(["int8"] if int8 and offer.engine == "openvino" else [])):
+    for precision in (*available_precisions(surrogate, engine), *(["int8"] if int8 and offer.engine == "openvino" else [])):
 
         def compiled(batch: int, streams: int, threads: int = 1, precision: str = precision) -> CompiledGenerator:
             if precision == "int8" and int8 is not None:
@@ -198,7 +205,7 @@ def sweep(
     shapes = [(s, 2**power) for s in counts for power in range(cores.bit_length()) if power == 0 or s * 2**power <= cores]
     subjects: list[_Subject] = []
     chosen: dict[str, Settings] = {}
-    for precision in (name for name in ("fp32", "tuned") if name in _precisions(surrogate, engine)):
+    for precision in (name for name in ("fp32", "tuned") if name in available_precisions(surrogate, engine)):
         chosen[precision] = choose_settings(surrogate, precision, engine=engine)
         grid = [Settings(*shape, batch) for batch in batches for shape in shapes]
         for each in dict.fromkeys([*grid, chosen[precision]]):
@@ -224,13 +231,6 @@ def sweep(
         }
         for s in subjects
     ]
-
-
-def _precisions(surrogate: Surrogate, engine: str) -> list[str]:
-    """Those of the surrogate that the engine offers here; a tuned model is OpenVINO's, unless there is one for ONNX Runtime."""
-    offer = find_offer(engine)
-    tuned = offer.engine == "openvino" or getattr(surrogate.tuned, "onnx", None) is not None
-    return [name for name in surrogate.precisions if name in offer.formats and (name != "tuned" or tuned)]
 
 
 def _simulator(surrogate: Surrogate, against: Path | str | None) -> tuple[dict[str, Any] | None, Array | None]:

@@ -63,6 +63,13 @@ def default_settings() -> Settings:
     return Settings(streams=usable_cores(), threads=1, batch=DEFAULT_BATCH)
 
 
+def available_precisions(surrogate: Surrogate, engine: str) -> list[str]:
+    """Those of the surrogate that the engine offers here; a tuned model is OpenVINO's, unless there is one for ONNX Runtime."""
+    offer = find_offer(engine)
+    tuned = offer.engine == "openvino" or getattr(surrogate.tuned, "onnx", None) is not None
+    return [name for name in surrogate.precisions if name in offer.formats and (name != "tuned" or tuned)]
+
+
 def choose_settings(
     surrogate: Surrogate,
     precision: str,
@@ -91,7 +98,12 @@ def choose_settings(
         chosen.setdefault("threads", free)
         chosen.setdefault("streams", free if objective == "throughput" else 1)
         return replace(settings or default, **chosen)
-    if settings is None and batch is None and (events is None or events >= WORTH_MEASURING) and _quick(engine):
+    if (
+        settings is None
+        and (batch is None or objective == "latency")
+        and (events is None or events >= WORTH_MEASURING)
+        and _quick(engine)
+    ):
         settings = measure(surrogate, precision, engine, objective)
     return replace(settings or default, **chosen)
 
