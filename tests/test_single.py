@@ -99,3 +99,13 @@ def test_impossible_numbers_are_refused(surrogate):
 
 def test_the_example_runs():
     assert doctest.testmod(single).failed == 0
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "pytorch"])
+def test_bulk_runs_on_another_engine_say_so_and_repeat_whatever_the_streams(surrogate, tmp_path, engine):
+    """A batch of one gives other bits there, and is replaced by the batch that gives the reference's."""
+    expected = minicarlo.generate(surrogate, 40, seed=3)
+    found = [minicarlo.generate(surrogate, 40, seed=3, engine=engine, batch=batch, streams=2) for batch in (1, 16)]
+    assert found[0].attributes["engine"] == engine and expected.attributes["engine"] == "openvino"
+    assert np.array_equal(found[0].samples, found[1].samples)
+    assert deviation(expected.samples, found[0].samples, THRESHOLD_MEV) < ROUNDING

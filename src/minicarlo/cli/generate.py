@@ -23,6 +23,7 @@ from minicarlo.cli._common import format_count, format_rate, format_seconds, jso
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="A file ending in .h5, or a folder for shards."
 )
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "tuned"]), help="Default: tuned if the surrogate is, else fp32.")
+@click.option("--engine", default="openvino", show_default=True, help="NAME or NAME:DEVICE; `minicarlo engines` lists them.")
 @click.option("--streams", type=int, help="Inferences at once. Default: measured once on this machine.")
 @click.option("--threads", type=int, help="Threads of each stream. Default: measured.")
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
@@ -38,6 +39,7 @@ def command(
     seed: int,
     output: Path,
     precision: str | None,
+    engine: str,
     streams: int | None,
     threads: int | None,
     batch: int | None,
@@ -57,6 +59,7 @@ def command(
       minicarlo generate clic-ecal -n 10000000 --seed 7 -o showers/
       minicarlo generate clic-ecal -n 100000000 --cluster slurm:50 -o showers/
       minicarlo generate ./my-surrogate --conditions geant4.h5 --precision fp32 -o fp32.h5
+      minicarlo generate clic-ecal -n 10000 --engine onnxruntime -o onnxruntime.h5
     """
     from minicarlo.generation import generate
 
@@ -69,6 +72,7 @@ def command(
             seed=seed,
             output=output,
             precision=precision,
+            engine=engine,
             streams=streams,
             threads=threads,
             batch=batch,

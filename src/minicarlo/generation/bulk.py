@@ -20,12 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from minicarlo import __version__
 from minicarlo.cluster import Where, complete, connect
 from minicarlo.detectors import get_detector
-from minicarlo.engines import CompiledGenerator, machine, usable_cores
+from minicarlo.engines import CompiledGenerator, find_offer, machine, usable_cores
 from minicarlo.errors import ClusterError, InvalidConfig, MinicarloError, OutputError, UnsupportedPrecision
 from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.files import check_writable
 from minicarlo.generation.conditions import Energies, resolve_energies
-from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible, probe
+from minicarlo.generation.settings import Settings, available_precisions, choose_settings, compile_reproducible, probe
 from minicarlo.generation.writer import EventFile, check_samples
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.shards import Run, Shard, claim, claim_hidden, is_file, join, parts, shards
@@ -75,6 +75,7 @@ def generate(
     batch: int | None = None,
     threads: int | None = None,
     precision: str | None = None,
+    engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
     overwrite: bool = False,
     cluster: str | None = None,
@@ -95,6 +96,7 @@ def generate(
     batch: int | None = None,
     threads: int | None = None,
     precision: str | None = None,
+    engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
     overwrite: bool = False,
     cluster: str | None = None,
@@ -114,6 +116,7 @@ def generate(
     batch: int | None = None,
     threads: int | None = None,
     precision: str | None = None,
+    engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
     overwrite: bool = False,
     cluster: str | None = None,
@@ -132,17 +135,18 @@ def generate(
             a second call with the same request completes either. What else is there is refused, or replaced with `overwrite`.
         streams, threads, batch: inferences at once, threads of each, events of each; measured and remembered when left out.
             A batch whose bits differ from those of a batch of 8 (some processors, batch 1) is replaced by 8.
-        precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it.
+        precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it and the engine takes it.
+        engine: the runtime, with a device or without: "openvino", "onnxruntime:cuda" (`minicarlo engines`); its bits are its own.
         cluster: make the shards on the workers of a Dask cluster: "local", "local:4", "ssh:host,host", "slurm:20", "htcondor:20",
             "tcp://host:port" or "tls://host:port" (`minicarlo.cluster`); one event at a time in each thread of a worker.
         progress: called with (events done, events in all).
 
-    Raises InvalidCondition, InvalidSurrogate, UnsupportedPrecision, InvalidConfig, OutputError; with `cluster` also ClusterError
-    and MissingExtra.
+    Raises InvalidCondition, InvalidSurrogate, UnsupportedEngine, UnsupportedPrecision, InvalidConfig, OutputError; with `cluster`
+    also ClusterError and MissingExtra.
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = Surrogate.load(surrogate)
-    precision = precision or ("tuned" if surrogate.tuned else "fp32")
+    precision = precision or ("tuned" if "tuned" in available_precisions(surrogate, engine) else "fp32")
     if precision not in surrogate.precisions:
         known = "fp32, bf16 or tuned" if precision != "tuned" else "fp32 or bf16, or run `minicarlo tune` first"
         raise UnsupportedPrecision(f"Surrogate {surrogate.path} has no precision {precision!r:.40}. Choose {known}.")
@@ -157,8 +161,8 @@ def generate(
                 "On a cluster, events go to an output, and the cluster's workers take the place of streams and threads."
             )
         streams = threads = 1
-    settings = choose_settings(surrogate, precision, streams=streams, threads=threads, batch=batch, events=count)
-    run = _Run(surrogate, precision, energies, count, seed, settings, progress, cluster)
+    settings = choose_settings(surrogate, precision, streams=streams, threads=threads, batch=batch, events=count, engine=engine)
+    run = _Run(surrogate, precision, engine, energies, count, seed, settings, progress, cluster)
     if output is None:
         return run.in_memory()
     output = Path(output)
@@ -172,6 +176,7 @@ class _Run:
         self,
         surrogate: Surrogate,
         precision: str,
+        engine: str,
         energies: Energies,
         count: int,
         seed: int,
@@ -179,7 +184,7 @@ class _Run:
         progress: Progress | None,
         cluster: str | None,
     ) -> None:
-        self.surrogate, self.precision, self.energies = surrogate, precision, energies
+        self.surrogate, self.precision, self.engine, self.energies = surrogate, precision, engine, energies
         self.count, self.seed, self.settings, self.progress = count, seed, settings, progress
         self.cluster = cluster
         self.detector = get_detector(surrogate.manifest.detector)
@@ -269,7 +274,7 @@ class _Run:
         return True
 
     def compile(self) -> CompiledGenerator:
-        compiled, self.settings = compile_reproducible(self.surrogate, self.precision, self.settings)
+        compiled, self.settings = compile_reproducible(self.surrogate, self.precision, self.settings, self.engine)
         return compiled
 
     def batches(self, compiled: CompiledGenerator, first: int, count: int) -> Iterator[tuple[int, Array, Array]]:
@@ -313,6 +318,7 @@ class _Run:
             "generator": f"minicarlo {__version__}, surrogate {manifest.name} ({manifest.generator})",
             "surrogate_hash": self.surrogate.hash,
             "precision": self.precision,
+            "engine": self.engine,
             "energy_distribution": self.energies.description,
             "readout_threshold_mev": manifest.readout_threshold_mev,
             "seed": self.seed if self.seed < 2**63 else str(self.seed),
@@ -325,11 +331,12 @@ class _Run:
             "surrogate": self.surrogate.manifest.name,
             "surrogate_hash": self.surrogate.hash,
             "precision": self.precision,
+            "engine": self.engine,
             "events": self.count,
             "energy": self.energies.description,
             "seed": self.seed,
             "shard_size": shard_size,
-            "software": _software(),
+            "software": _software(self.engine),
         }
 
     def result(
@@ -358,16 +365,16 @@ class _Order:
     def __init__(self, run: _Run, compiled: CompiledGenerator) -> None:
         self.run = copy(run)
         self.run.progress = None
-        self.software, self.processor = _software(), machine()["processor"]
+        self.software, self.processor = _software(run.engine), machine()["processor"]
         self.fingerprint = _fingerprint(run.surrogate, compiled)
 
     def check(self) -> None:
         """Compile once per thread, and compare versions and the bits of some events. Raises ClusterError."""
         if getattr(_worker, "order", None) is self:
             return
-        if _software() != self.software:
+        if (found := _software(self.run.engine)) != self.software:
             raise ClusterError(
-                f"Worker {socket.gethostname()} has {_software()}, but {self.software} is asking: install the same versions."
+                f"Worker {socket.gethostname()} has {found}, but {self.software} is asking: install the same versions."
             )
         compiled = self.run.compile()
         if _fingerprint(self.run.surrogate, compiled) != self.fingerprint:
@@ -386,8 +393,9 @@ def _fingerprint(surrogate: Surrogate, compiled: CompiledGenerator) -> str:
     return hashlib.sha256(compiled.run(*probe(surrogate, _PROBE)).tobytes()).hexdigest()
 
 
-def _software() -> dict[str, str]:
-    return {"minicarlo": __version__, "openvino": machine()["openvino"], "numpy": np.__version__}
+def _software(engine: str) -> dict[str, str]:
+    offer = find_offer(engine)
+    return {"minicarlo": __version__, offer.engine: str(offer.version), "numpy": np.__version__}
 
 
 def _ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
