@@ -83,8 +83,11 @@ class Run:
 
     def add(self, shard: Shard) -> None:
         """Record a shard that was just written. Raises OutputError."""
-        size = shard.path.stat().st_size
-        self.shards[shard.path.name] = {"sha256": sha256(shard.path), "bytes": size, "events": len(shard)}
+        try:
+            size, digest = shard.path.stat().st_size, sha256(shard.path)
+        except OSError as error:
+            raise output_error(shard.path, error) from error
+        self.shards[shard.path.name] = {"sha256": digest, "bytes": size, "events": len(shard)}
         self.write()
 
     def write(self) -> None:
