@@ -31,7 +31,7 @@ from minicarlo.simulators.base import Attributes
 from minicarlo.simulators.workers import Task
 from minicarlo.surrogate import Surrogate
 
-OFFSET = 0.1
+OFFSET = 0.05
 """Largest distance of an entry from where the surrogate was trained, in cells, while nothing else is asked for."""
 
 ANGLE = "0.5deg"
@@ -86,7 +86,7 @@ class SurrogateShowers:
 
     def request(self) -> dict[str, Any]:
         """See Parameterisation."""
-        return {"fast": self.attributes()}
+        return self.attributes()
 
     def attributes(self) -> Attributes:
         """See Parameterisation."""
@@ -161,7 +161,8 @@ class _Particle:
 def add_shifted(sample: Array, shower: Array, shift: tuple[int, int]) -> None:
     """Add `shower`, moved by whole cells along the two transverse axes, to `sample` (z, x, y); what leaves the grid is lost."""
     there, here = [slice(None)], [slice(None)]
-    for cells, size in zip(shift, sample.shape[1:], strict=True):
+    for wanted, size in zip(shift, sample.shape[1:], strict=True):
+        cells = min(max(wanted, -size), size)
         there.append(slice(max(cells, 0), size + min(cells, 0)))
         here.append(slice(max(-cells, 0), size - max(cells, 0)))
     sample[tuple(there)] += shower[tuple(here)]

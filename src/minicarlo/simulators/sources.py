@@ -235,7 +235,8 @@ def _read_csv(path: Path, particle: str) -> ParticleList:
         raise InvalidCondition(f"Conditions {path} cannot be read as a CSV file ({error}). Give one, or an event set.") from error
     count = len(table["energy"])
     zeros = np.zeros(count, np.float32)
-    columns = (np.array(table[name], np.float64).astype(np.float32) if name in table else zeros for name in _NUMBERS)
+    with np.errstate(over="ignore"):  # becomes infinite, which is then refused
+        columns = [np.array(table[name]).astype(np.float32) if name in table else zeros for name in _NUMBERS]
     names = np.array(table["particle"]) if "particle" in table else np.full(count, particle)
     return _listed(path, Particles(names, *columns), np.array(table.get("event", np.arange(count)), np.int64))
 
