@@ -425,6 +425,23 @@ def test_ctrl_c_returns_the_best_plan_so_far(small, tmp_path):
     assert Surrogate.load(tmp_path / "out").tuned is not None
 
 
+def test_a_search_for_the_first_success_ends_with_it(small, tmp_path):
+    """All int8 fails here; the first plan after it that passes is the last that is tried."""
+    first, all_of_it = (
+        tune(small, tmp_path / policy, tolerance=0.014, exit_policy=policy, **FAST) for policy in ("first", "exhausted")
+    )
+    assert [trial.accepted for trial in first.history].index(True) == len(first.history) - 1
+    assert first.accepted and len(first.history) <= len(all_of_it.history)
+
+
+def test_the_status_names_the_trial_the_best_so_far_and_the_time_left(small, tmp_path):
+    seen = []
+    tune(small, tmp_path / "out", tolerance=0.014, time_limit=500, status=seen.append, **FAST)
+    assert seen[0].doing == "trial 1: all int8" and seen[0].best is None and 0 < seen[0].seconds_left < 500
+    assert seen[1].doing.startswith("what int8: ") and seen[1].doing.endswith(" does alone")
+    assert seen[-1].best is not None and seen[-1].best.accepted
+
+
 def test_the_time_limit_ends_the_search(small, tmp_path):
     result = tune(small, tmp_path / "out", tolerance=1e-9, time_limit=1e-3, **FAST)
     assert not result.accepted and not result.interrupted
@@ -479,6 +496,7 @@ def test_a_history_of_another_request_is_not_taken_up(tmp_path):
         ({"confidence": 1.0}, "confidence"),
         ({"max_trials": 0}, "budget"),
         ({"criterion": "beauty"}, "fidelity, profile"),
+        ({"exit_policy": "never"}, "first or exhausted"),
         ({"strategy": "luck"}, "pareto, basic"),
         ({"evaluation_events": 10}, "evaluation events"),
     ],

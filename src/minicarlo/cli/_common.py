@@ -10,13 +10,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import numpy as np
 
 Progress = Callable[[int, int], None]
 """Called with (done, total); library functions take one and never print."""
+
+
+class NotedProgress(Protocol):
+    """A Progress that may be called with a note as well: what is being done."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
 
 _JSON = "minicarlo.json"
 _SECONDS_BETWEEN_LINES = 10.0
@@ -69,13 +76,13 @@ def to_plain(value: Any) -> Any:  # noqa: ANN401
 
 
 @contextmanager
-def progress_bar(title: str, *, unit: str = "", rate: bool = False) -> Iterator[Progress]:
+def progress_bar(title: str, *, unit: str = "", rate: bool = False) -> Iterator[NotedProgress]:
     """A callable (done, total) that shows progress on standard error, with `rate` also how many per second.
 
     A bar on a terminal, a line now and then elsewhere, nothing with --json.
     """
     if json_wanted():
-        yield lambda done, total: None
+        yield lambda done, total, note="": None
     elif sys.stderr.isatty():
         with _bar(title, unit, rate) as update:
             yield update
@@ -84,7 +91,7 @@ def progress_bar(title: str, *, unit: str = "", rate: bool = False) -> Iterator[
 
 
 @contextmanager
-def _bar(title: str, unit: str, rate: bool) -> Iterator[Progress]:
+def _bar(title: str, unit: str, rate: bool) -> Iterator[NotedProgress]:
     from rich import progress as rich
     from rich.console import Console
 
@@ -99,20 +106,25 @@ def _bar(title: str, unit: str, rate: bool) -> Iterator[Progress]:
     with rich.Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(title, total=None, unit=unit)
         per_second = _Rate(unit if rate else None)
-        yield lambda done, total: bars.update(task, completed=done, total=total, unit=f"{unit}{per_second(done)}")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            shown = f"{title}: {note}" if note else title
+            bars.update(task, completed=done, total=total, unit=f"{unit}{per_second(done)}", description=shown)
+
+        yield update
 
 
-def _lines(title: str, unit: str, rate: bool) -> Progress:
+def _lines(title: str, unit: str, rate: bool) -> NotedProgress:
     last = time.monotonic()
     per_second = _Rate(unit if rate else None)
 
-    def update(done: int, total: int) -> None:
+    def update(done: int, total: int, note: str = "") -> None:
         nonlocal last
         now, speed = time.monotonic(), per_second(done)
         if now - last >= _SECONDS_BETWEEN_LINES or (total and done >= total):
             last = now
             left = per_second.left(done, total) if speed else ""
-            click.echo(f"{title}: {done:,} of {total:,}{' ' * bool(unit)}{unit}{speed}{left}", err=True)
+            click.echo(f"{title}: {done:,} of {total:,}{' ' * bool(unit)}{unit}{speed}{left}{'; ' * bool(note)}{note}", err=True)
 
     return update
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from minicarlo.cli._common import format_seconds, json_option, key_values, print_json, progress_bar, table
+from minicarlo.cli._common import NotedProgress, format_seconds, json_option, key_values, print_json, progress_bar, table
+
+if TYPE_CHECKING:
+    from minicarlo.precision.study import Status
 
 
 @click.command()
@@ -21,9 +25,22 @@ from minicarlo.cli._common import format_seconds, json_option, key_values, print
 )
 @click.option("--tolerance", type=float, default=0.03, show_default=True, help="Largest change the upper bound may reach.")
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the bootstrap interval.")
-@click.option("--max-trials", type=int, default=20, show_default=True, help="Plans to evaluate in full, at most.")
+@click.option("--max-trials", type=int, default=20, show_default=True, help="Plans to judge by the criterion, at most.")
 @click.option("--time-limit", type=float, help="Seconds after which the best plan so far is taken.")
-@click.option("--strategy", default="pareto", show_default=True, help="How plans are searched for.")
+@click.option(
+    "--exit",
+    "exit_policy",
+    type=click.Choice(["first", "exhausted"]),
+    default="exhausted",
+    show_default=True,
+    help="End at the first plan that passes, or when there is nothing left to try.",
+)
+@click.option(
+    "--strategy",
+    default="pareto",
+    show_default=True,
+    help="How plans are searched for: pareto, basic, mse, mse_v2, tpe, bayesian, random, exhaustive.",
+)
 @click.option(
     "--reference", type=click.Path(path_type=Path), help="Monte Carlo events that the result must not describe worse than fp32."
 )
@@ -47,6 +64,7 @@ def command(
     confidence: float,
     max_trials: int,
     time_limit: float | None,
+    exit_policy: str,
     strategy: str,
     reference: Path | None,
     calibration_events: int,
@@ -69,6 +87,7 @@ def command(
     from minicarlo.precision import tune
 
     with progress_bar("Tuning", unit="plans") as progress:
+        display = _Display(progress)
         result = tune(
             surrogate,
             output,
@@ -78,13 +97,15 @@ def command(
             confidence=confidence,
             max_trials=max_trials,
             time_limit=time_limit,
+            exit_policy="first" if exit_policy == "first" else "exhausted",
             strategy=strategy,
             reference=reference,
             calibration_events=calibration_events,
             evaluation_events=evaluation_events,
             objective="time" if objective == "time" else "macs",
             seed=seed,
-            progress=progress,
+            progress=display.progress,
+            status=display.status,
         )
     if as_json:
         print_json(result.to_dict())
@@ -101,7 +122,7 @@ def command(
         "tolerance": f"{found['tolerance']:g}",
         "int8 share": f"{result.int8_share:.0%} of multiply-accumulates",
         "speed over fp32": f"{result.speedup:.2f}" + (" (estimated)" if objective == "macs" else ""),
-        "trials": f"{result.trials}, {result.full_evaluations} in full, {format_seconds(result.seconds)}"
+        "trials": f"{result.trials}, {result.full_evaluations} judged, {result.events:,} events, {format_seconds(result.seconds)}"
         + (", interrupted" if result.interrupted else ""),
         "surrogate": result.path,
     }
@@ -111,3 +132,24 @@ def command(
             f"fp32 {mc['fp32']:.4f}, tuned {mc['tuned']:.4f} (difference {mc['low']:+.4f} to {mc['high']:+.4f})"
         )
     click.echo(key_values(facts))
+
+
+class _Display:
+    """Progress with a note: what is being tried, the best so far, how much of the time limit is left."""
+
+    def __init__(self, show: NotedProgress) -> None:
+        self._show = show
+        self._done, self._total, self._note = 0, 0, ""
+
+    def progress(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        self._show(done, total, self._note)
+
+    def status(self, status: Status) -> None:
+        best = status.best
+        parts = [status.doing if len(status.doing) <= 60 else f"{status.doing[:59]}…"]
+        parts.append("none passed yet" if best is None else f"best so far {best.speedup or 0:.2f} times with {best.upper:.2g}")
+        if status.seconds_left is not None:
+            parts.append(f"{format_seconds(status.seconds_left)} left")
+        self._note = "; ".join(parts)
+        self._show(self._done, self._total, self._note)

@@ -9,6 +9,7 @@ from minicarlo.engines.network import Arrays, OpenVinoNetwork
 from minicarlo.precision.criterion import Comparison, Summary, joined
 from minicarlo.precision.plan import Plan
 from minicarlo.precision.quantization import Quantizer
+from minicarlo.precision.sequential import stages, verdict
 from minicarlo.precision.subject import Subject, Use
 from minicarlo.precision.timing import Speedup, interleaved
 
@@ -47,9 +48,31 @@ class Evaluation:
         """The criterion on the events of the search."""
         return self._compare(network, "search", self.events)
 
+    def search_until_certain(self, network: OpenVinoNetwork, tolerance: float) -> tuple[Comparison, int, bool]:
+        """The criterion on as many events of the search as its verdict needs, their number, and whether it passes.
+
+        See `minicarlo.precision.sequential`.
+        """
+        parts: list[Summary] = []
+        seen = 0
+        reference = self._reference_summary("search", self.events)
+        for count in stages(self.events):
+            parts.append(self.summarised(network, self._subject.events("search", seen, count)))
+            seen = count
+            found = self._criterion.compare_summaries(reference[:seen], joined(parts))
+            passed = verdict(found, tolerance, confidence=self._criterion.confidence, seen=seen, events=self.events)
+            if passed is not None:
+                return found, seen, passed
+        raise AssertionError("the last stage decides")
+
     def probe(self, network: OpenVinoNetwork) -> Comparison:
         """The criterion on the first events of the search."""
-        return self._compare(network, "search", min(PROBE_EVENTS, self.events))
+        return self._compare(network, "search", self.probe_events)
+
+    @property
+    def probe_events(self) -> int:
+        """Events that a probe is made on."""
+        return min(PROBE_EVENTS, self.events)
 
     def held_out(self, network: OpenVinoNetwork) -> Comparison:
         """The criterion on events that no search looks at."""

@@ -30,8 +30,18 @@ from minicarlo.precision.surrogates import SurrogateSubject
 from minicarlo.surrogate import Surrogate
 
 Progress = Callable[[int, int], None]
+ExitPolicy = Literal["first", "exhausted"]
 Confirm = Callable[[OpenVinoNetwork], dict[str, Any]]
 """A second judge: says of a network whether it is `accepted`, and why."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a search is doing: the trial or probe, the best trial so far, the seconds left of a time limit (None: no limit)."""
+
+    doing: str
+    best: Trial | None
+    seconds_left: float | None
 
 
 @dataclass(frozen=True)
@@ -39,15 +49,17 @@ class TuneResult:
     """What `tune` found.
 
     `accepted` says whether a plan below fp32 met the criterion and is faster; otherwise `plan` is all fp32 and `reason`
-    says why. `trials` counts every plan that was run, sensitivity probes included, `full_evaluations` those on all
-    evaluation events. `criterion` has `name`, `reference` (fp32 against itself: zero), `value`, `low`, `high` (on held-out
-    events), `tolerance`, `confidence` and `floor` (two independent fp32 samples). `speedup` is relative to fp32, measured
-    (or estimated from multiply-accumulates with `objective="macs"`).
+    says why. `trials` counts every plan that was run, sensitivity probes included, `full_evaluations` those that the criterion
+    judged, each on as many events as its verdict needed; `events` counts these events, probes included. `criterion` has
+    `name`, `reference` (fp32 against itself: zero), `value`, `low`, `high` (on held-out events), `tolerance`, `confidence` and
+    `floor` (two independent fp32 samples). `speedup` is relative to fp32, measured (or estimated from multiply-accumulates with
+    `objective="macs"`).
     """
 
     accepted: bool
     trials: int
     full_evaluations: int
+    events: int
     seconds: float
     plan: dict[str, str]
     ran: dict[str, str]
@@ -75,6 +87,7 @@ def tune(
     confidence: float = 0.95,
     max_trials: int = 20,
     time_limit: float | None = None,
+    exit_policy: ExitPolicy = "exhausted",
     strategy: str = "pareto",
     seed: int = 1,
     calibration_events: int = 256,
@@ -83,6 +96,7 @@ def tune(
     objective: Literal["time", "macs"] = "time",
     timing_seconds: float = 1.0,
     progress: Progress | None = None,
+    status: Callable[[Status], None] | None = None,
 ) -> TuneResult:
     """Lower the precision of a surrogate's layers as far as a criterion allows; write it, tuned, to the new directory `output`.
 
@@ -92,9 +106,10 @@ def tune(
     Candidates run on the same latents and energies as fp32. A plan passes when the upper bound of the criterion's bootstrap
     interval stays within `tolerance` on `evaluation_events` events and again on as many that the search never saw; with
     `reference`, a path of Monte Carlo events, CERN's figure against these must not be worse either. Of the plans that pass,
-    the fastest is written (`objective="macs"`: by estimate, for machines too busy to time anything). Ctrl-C or `time_limit`
-    (seconds) end the search early with the best so far; a killed run that is started again with the same arguments takes up
-    its history.
+    the fastest is written (`objective="macs"`: by estimate, for machines too busy to time anything). The search ends when the
+    strategy has nothing left to try or `max_trials` are made; with `exit_policy="first"` at the first plan that passes
+    everything and is faster than fp32. Ctrl-C or `time_limit` (seconds) end it early with the best so far; a killed run that is
+    started again with the same arguments takes up its history.
 
     Arguments:
         surrogate: directory, shipped name, or loaded surrogate.
@@ -106,7 +121,7 @@ def tune(
     """
     loaded = surrogate if isinstance(surrogate, Surrogate) else Surrogate.load(surrogate)
     output = Path(output)
-    allowed = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, objective)
+    allowed = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, objective, exit_policy)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
     if reference is not None:
@@ -146,6 +161,7 @@ def tune(
         timing_seconds=timing_seconds if objective == "time" else None,
         confirm=confirm,
         progress=progress,
+        status=status,
     )
     offered = {layer.name: allowed for layer in quantizer.layers}
     search = chosen_strategy(
@@ -153,7 +169,9 @@ def tune(
     )
     try:
         while not study.budget.spent and (plan := search.ask()) is not None:
-            search.tell(study.evaluate(plan))
+            search.tell(trial := study.evaluate(plan))
+            if exit_policy == "first" and study.succeeded(trial):
+                break
     except (KeyboardInterrupt, OutOfBudget) as stop:
         study.interrupted = isinstance(stop, KeyboardInterrupt)
     return study.finish(output)
@@ -177,6 +195,11 @@ class Budget:
         return time.monotonic() >= self._end
 
     @property
+    def seconds_left(self) -> float | None:
+        """What is left of the seconds; None without a limit."""
+        return None if math.isinf(self._end) else max(self._end - time.monotonic(), 0.0)
+
+    @property
     def spent(self) -> bool:
         """Whether trials or seconds are spent."""
         return self.used >= self.trials or self.out_of_time
@@ -197,11 +220,13 @@ class Study:
         timing_seconds: float | None,
         confirm: Confirm | None,
         progress: Progress | None,
+        status: Callable[[Status], None] | None,
     ) -> None:
-        self._subject, self._criterion, self._confirm = subject, subject.criterion, confirm
+        self._subject, self._criterion, self._confirm, self._status = subject, subject.criterion, confirm, status
         self._quantizer, self._evaluation, self._history = quantizer, evaluation, history
         self._tolerance, self.budget, self._timing_seconds, self._progress = tolerance, budget, timing_seconds, progress
         self._known = {Plan.of(trial.plan).key: trial for trial in history.trials}
+        self._confirmations: dict[int, dict[str, Any]] = {}
         self.interrupted = False
         self._probes = 0
         self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history.sensitivities, self._record)
@@ -212,6 +237,7 @@ class Study:
     def evaluate(self, plan: Plan) -> Trial:
         """Run a plan and judge it; what an earlier run of the same request found is not run again."""
         known = self._known.get(plan.key)
+        self._tell(f"trial {len(self.trials) + 1}: {plan.describe()}")
         trial = known or self._run(plan)
         if known is None:
             self._history.add_trial(trial)
@@ -223,14 +249,17 @@ class Study:
 
     def _run(self, plan: Plan) -> Trial:
         start = time.monotonic()
-        network = self._evaluation.compile(plan)
-        ran = network.precision_report()
         base: dict[str, Any] = {
             "trial": len(self._history.trials) + 1,
             "plan": dict(plan),
             "description": plan.describe(),
-            "ran": ran,
         }
+        try:
+            network = self._evaluation.compile(plan)
+        except RuntimeError as error:
+            reason = f"the runtime does not compile it: {str(error).strip().splitlines()[-1]:.200}"
+            return Trial(**base, ran={}, followed=False, accepted=False, reason=reason, seconds=time.monotonic() - start)
+        base["ran"] = ran = network.precision_report()
         share = int8_share(ran, self._quantizer.layers)
         wrong = {name: ran.get(name, "nothing") for name, form in plan.items() if ran.get(name) != form}
         if wrong:
@@ -241,16 +270,15 @@ class Study:
             return Trial(
                 **base, followed=False, accepted=False, reason=reason, int8_share=share, seconds=time.monotonic() - start
             )
-        comparison = self._evaluation.search(network)
-        passed = comparison.high <= self._tolerance
+        comparison, events, passed = self._evaluation.search_until_certain(network, self._tolerance)
         held_out = self._evaluation.held_out(network) if passed else None
         accepted = held_out is not None and held_out.high <= self._tolerance
         if accepted:
             reason = "within the tolerance on the search's and on held-out events"
         else:
             worst = max(comparison.families, key=comparison.families.__getitem__)
-            which = f"{comparison.high:.3g} (worst: {worst})" if held_out is None else f"{held_out.high:.3g} on held-out events"
-            reason = f"upper bound {which} is above the tolerance {self._tolerance:g}"
+            on = f"{events:,} events (worst: {worst})" if held_out is None else "held-out events"
+            reason = f"upper bound {(held_out or comparison).high:.3g} on {on} is above the tolerance {self._tolerance:g}"
         speed, spread = self._speed(plan, network)
         return Trial(
             **base,
@@ -262,6 +290,7 @@ class Study:
             high=comparison.high,
             families=comparison.families,
             held_out=None if held_out is None else {"value": held_out.value, "low": held_out.low, "high": held_out.high},
+            events=events + (0 if held_out is None else self._evaluation.events),
             speedup=speed,
             speedup_spread=spread,
             int8_share=share,
@@ -278,9 +307,12 @@ class Study:
         if self.budget.out_of_time:
             raise OutOfBudget
         start = time.monotonic()
-        network = self._evaluation.compile(plan)
-        ran = network.precision_report()
-        followed = all(ran.get(name) == form for name, form in plan.items())
+        self._tell(f"what {plan.describe().removeprefix('fp32, but ')} does alone")
+        try:
+            network = self._evaluation.compile(plan)
+            followed = network.precision_report() == dict(plan)
+        except RuntimeError:
+            followed = False
         value = self._evaluation.probe(network).value if followed else math.inf
         self._probes += 1
         self._probe_seconds = time.monotonic() - start
@@ -299,22 +331,31 @@ class Study:
             done = self.budget.used + self._probes
             self._progress(done, max(done, self.budget.trials + probes))
 
+    def _tell(self, doing: str) -> None:
+        if self._status is not None:
+            best = max((trial for trial in self.trials if trial.accepted), key=lambda trial: trial.speedup or 0.0, default=None)
+            self._status(Status(doing, best, self.budget.seconds_left))
+
+    def succeeded(self, trial: Trial) -> bool:
+        """Whether a trial passed everything, the second judge included, and is faster than fp32."""
+        return trial.accepted and (trial.speedup or 0.0) > 1 and self._confirmation(trial).get("accepted", True)
+
+    def _confirmation(self, trial: Trial) -> dict[str, Any]:
+        """What the second judge says of a trial; empty if there is none."""
+        if self._confirm is not None and trial.trial not in self._confirmations:
+            self._confirmations[trial.trial] = self._confirm(self._evaluation.compile(Plan.of(trial.plan)))
+        return self._confirmations.get(trial.trial, {})
+
     def finish(self, output: Path) -> TuneResult:
         """Choose the fastest plan that passed, have it confirmed if there is a second judge, and write it."""
-        monte_carlo: dict[str, Any] | None = None
         best: Trial | None = None
         slower = refused = 0
         for trial in sorted((t for t in self.trials if t.accepted), key=lambda t: t.speedup or 0.0, reverse=True):
-            if (trial.speedup or 0.0) <= 1:
-                slower += 1
-                continue
-            if self._confirm is not None:
-                monte_carlo = self._confirm(self._evaluation.compile(Plan.of(trial.plan)))
-                if not monte_carlo["accepted"]:
-                    refused += 1
-                    continue
-            best = trial
-            break
+            if self.succeeded(trial):
+                best = trial
+                break
+            slower += (trial.speedup or 0.0) <= 1
+            refused += (trial.speedup or 0.0) > 1
         plan = Plan.uniform(self._quantizer.layers, "fp32") if best is None else Plan.of(best.plan)
         compiled = self._evaluation.compile(plan)
         ran = compiled.precision_report()
@@ -335,6 +376,7 @@ class Study:
             accepted=best is not None,
             trials=len(self.trials) + len(self.sensitivity),
             full_evaluations=sum(trial.followed for trial in self.trials),
+            events=sum(trial.events for trial in self.trials) + len(self.sensitivity) * self._evaluation.probe_events,
             seconds=time.monotonic() - self.budget.start,
             plan=dict(plan),
             ran=ran,
@@ -344,7 +386,7 @@ class Study:
             reason=_account(best, slower, refused, self.trials),
             path=str(output),
             interrupted=self.interrupted,
-            monte_carlo=monte_carlo,
+            monte_carlo=self._confirmation(best) or None if best is not None else next(iter(self._confirmations.values()), None),
             history=tuple(self.trials),
         )
         self._write(output, plan, result)
@@ -386,6 +428,7 @@ def _check(
     calibration_events: int,
     evaluation_events: int,
     objective: str,
+    exit_policy: str,
 ) -> tuple[str, ...]:
     unknown = [form for form in formats if form not in FORMATS]
     if unknown:
@@ -405,4 +448,6 @@ def _check(
         )
     if objective not in ("time", "macs"):
         raise TuningError(f"Objective {objective!r:.40} is unknown; choose time or macs.")
+    if exit_policy not in ("first", "exhausted"):
+        raise TuningError(f"Exit policy {exit_policy!r:.40} is unknown; choose first or exhausted.")
     return tuple(form for form in FORMATS if form in formats or form == "fp32")

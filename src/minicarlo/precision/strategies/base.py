@@ -20,9 +20,9 @@ Cost = Callable[[str, str], float]
 class Trial:
     """A plan and what came of it.
 
-    `value`, `low` and `high` are the criterion on the events of the search, `held_out` the same keys on events the search
-    never saw (only for what passed the search). `speedup` is relative to fp32. `followed` says whether the runtime ran what
-    was planned.
+    `value`, `low` and `high` are the criterion on the events of the search, of which as many were run as the verdict needed;
+    `held_out` the same keys on events the search never saw (only for what passed the search). `events` counts both. `speedup`
+    is relative to fp32. `followed` says whether the runtime ran what was planned.
     """
 
     trial: int
@@ -37,6 +37,7 @@ class Trial:
     high: float | None = None
     families: dict[str, float] = field(default_factory=dict)
     held_out: dict[str, float] | None = None
+    events: int = 0
     speedup: float | None = None
     speedup_spread: float | None = None
     int8_share: float = 0.0
@@ -44,9 +45,9 @@ class Trial:
 
     @property
     def upper(self) -> float:
-        """The larger of the upper bounds of the criterion; infinite for a trial that did not run."""
-        bounds = [bound for bound in (self.high, (self.held_out or {}).get("high")) if bound is not None]
-        return max(bounds, default=float("inf"))
+        """The upper bound of the criterion, on held-out events if there were any; infinite for a trial that did not run."""
+        bounds = ((self.held_out or {}).get("high"), self.high)
+        return next((bound for bound in bounds if bound is not None), float("inf"))
 
     def to_dict(self) -> dict[str, Any]:
         """For the history."""
@@ -109,9 +110,9 @@ class Strategy(ABC):
     def tell(self, trial: Trial) -> None:
         """What came of the plan that was asked for last."""
         self._known[Plan.of(trial.plan).key] = trial
-        if not trial.followed:
+        if not trial.followed:  # `ran` is empty if it did not compile, which is nobody's fault in particular
             for name, form in trial.plan.items():
-                if trial.ran.get(name) != form and form != "fp32" and form in self.formats[name]:
+                if trial.ran and trial.ran.get(name) != form and form != "fp32" and form in self.formats[name]:
                     self.formats[name].remove(form)
 
     def cheapest(self) -> Plan:

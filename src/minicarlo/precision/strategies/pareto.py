@@ -42,20 +42,25 @@ class Pareto(Strategy):
         first = yield self.cheapest()
         if first.accepted:
             return
-        passed = yield from self._fastest()
+        passed = yield from self._fastest(max(self._excess(first), 1.0))
         for spend in range(_SPENDS):
             if passed is None:
                 return
-            trial = yield self._spent(passed, share=0.5 ** (_SPENDS - 1 - spend))
+            plan = self._spent(passed, share=0.5 ** (_SPENDS - 1 - spend))
+            if self.cost(plan) > self.cost(Plan.of(passed.plan)) * (1 - _APART):
+                continue
+            trial = yield plan
             passed = trial if trial.accepted else passed
 
-    def _fastest(self) -> Generator[Plan, Trial, Trial | None]:
-        """The trial of the fastest plan of the chain that passes; the chain is made anew when a format turns out unavailable."""
+    def _fastest(self, scale: float) -> Generator[Plan, Trial, Trial | None]:
+        """The trial of the fastest plan of the chain that passes, the prediction being wrong by the factor `scale` to begin with.
+
+        The chain is made anew when a format turns out unavailable.
+        """
         passed = None
         offered: dict[str, list[str]] = {}
         chain: list[Plan] = []
         low = high = trials = 0
-        scale = 1.0
         while offered != self.formats or low < high:
             if offered != self.formats:
                 offered = {name: list(forms) for name, forms in self.formats.items()}
@@ -65,8 +70,7 @@ class Pareto(Strategy):
             index = self._guess(chain[low:high], scale) + low if trials < _GUESSES else (low + high) // 2
             trial = yield chain[index]
             trials += 1
-            if math.isfinite(trial.upper) and (harm := self._predicted(chain[index])) > 0:
-                scale = trial.upper / harm
+            scale = self._excess(trial) or scale
             if trial.accepted:
                 high, passed = index, trial
             else:
@@ -77,6 +81,11 @@ class Pareto(Strategy):
         """The first of `plans`, by falling harm, that should pass; the last if none should."""
         room = self.problem.tolerance / max(scale, 1e-12)
         return next((index for index, plan in enumerate(plans) if self._predicted(plan) <= room), len(plans) - 1)
+
+    def _excess(self, trial: Trial) -> float:
+        """By how many times the criterion's upper bound was more than predicted; zero if that cannot be said."""
+        harm = self._predicted(Plan.of(trial.plan))
+        return trial.upper / harm if harm > 0 and math.isfinite(trial.upper + harm) else 0.0
 
     def _predicted(self, plan: Plan) -> float:
         return sum(self.harm(name, form) for name, form in plan.items())
