@@ -24,6 +24,10 @@ class InvalidSurrogate(MinicarloError):
     """Raised when a surrogate directory is incomplete, altered, or holds something that is never loaded."""
 
 
+class InvalidModel(MinicarloError):
+    """Raised when a network file cannot be read, holds code, or does not fit the inputs it is given."""
+
+
 class InvalidCondition(MinicarloError):
     """Raised when a condition (energy, seed, count) is malformed or outside the range a surrogate was trained for."""
 

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("surrogate")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New directory for the tuned surrogate.")
+@click.argument("model")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New directory for the tuned network.")
 @click.option("--formats", default="int8,bf16,fp32", show_default=True, help="Formats that layers may have.")
+@click.option("--inputs", type=click.Path(path_type=Path), help="Arrays for a network that is no surrogate (.npz, events first).")
+@click.option("--batch", type=int, help="Events of one inference, for a network that is no surrogate.  [default: 64]")
 @click.option(
     "--criterion",
-    default="fidelity",
-    show_default=True,
-    help="fidelity (largest change of any observable) or profile (CERN's figure).",
+    help="Surrogates: fidelity (largest change of any observable, default) or profile (CERN's figure). Others: relative-l2 "
+    "(default), max-error, cosine, wasserstein, accuracy, or a function of yours, module:function, which is imported and run.",
 )
 @click.option("--tolerance", type=float, default=0.03, show_default=True, help="Largest change the upper bound may reach.")
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the bootstrap interval.")
@@ -56,10 +57,12 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=1, show_default=True, help="Of latents, energies and the bootstrap.")
 @json_option
 def command(
-    surrogate: str,
+    model: str,
     output: Path,
+    inputs: Path | None,
+    batch: int | None,
     formats: str,
-    criterion: str,
+    criterion: str | None,
     tolerance: float,
     confidence: float,
     max_trials: int,
@@ -73,24 +76,28 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Lower the precision of a surrogate's layers as far as a criterion allows.
+    """Lower the precision of a network's layers as far as a criterion allows.
 
-    SURROGATE is a directory or the name of a shipped one. Plans are compared with fp32 on the same latents; the fastest
-    that passes is written to OUTPUT. Ctrl-C ends the search with the best plan so far; after a kill, the same command goes
-    on where it stopped.
+    MODEL is a surrogate (a directory or the name of a shipped one), an ONNX file, a PyTorch exported program (.pt2), a Keras
+    file (.keras) or the directory of a TensorFlow SavedModel; no file is allowed to run code. Plans are compared with fp32 on
+    the same inputs; the fastest that passes is written to OUTPUT. Ctrl-C ends the search with the best plan so far; after a
+    kill, the same command goes on where it stopped.
 
     \b
     Example:
       minicarlo tune clic-ecal -o clic-ecal-tuned
       minicarlo tune my-surrogate -o my-surrogate-tuned --tolerance 0.01 --reference geant4.h5
+      minicarlo tune net.onnx -o net-tuned --inputs data.npz --criterion wasserstein --tolerance 0.01
     """
     from minicarlo.precision import tune
 
     with progress_bar("Tuning", unit="plans") as progress:
         display = _Display(progress)
         result = tune(
-            surrogate,
+            model,
             output,
+            inputs=inputs,
+            batch=batch,
             formats=tuple(part.strip() for part in formats.split(",") if part.strip()),
             criterion=criterion,
             tolerance=tolerance,
@@ -124,7 +131,7 @@ def command(
         "speed over fp32": f"{result.speedup:.2f}" + (" (estimated)" if objective == "macs" else ""),
         "trials": f"{result.trials}, {result.full_evaluations} judged, {result.events:,} events, {format_seconds(result.seconds)}"
         + (", interrupted" if result.interrupted else ""),
-        "surrogate": result.path,
+        "written to": result.path,
     }
     if result.monte_carlo is not None:
         mc = result.monte_carlo

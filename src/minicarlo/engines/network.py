@@ -189,9 +189,14 @@ class OpenVinoNetwork:
         return rows
 
 
+def read_network_file(source: Path | bytes) -> openvino.Model:
+    """The graph in a file that OpenVINO reads by itself: ONNX (also as bytes), IR, a TensorFlow SavedModel."""
+    return _core().read_model(source)
+
+
 def tensor_name(port: Any) -> str:  # noqa: ANN401
     """What a port of a model is called: the first of its names, or its layer's where it has none."""
-    return str(port.get_any_name()) if port.get_names() else str(port.get_node().get_friendly_name())
+    return str(min(port.get_names(), default=port.get_node().get_friendly_name()))
 
 
 def oversized_layer(model: openvino.Model, shapes: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ data and the paths in it (CVE-2022-25882, CVE-2024-27318, CVE-2025-51480, CVE-20
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from xml.etree.ElementTree import Element, ParseError
 
 import onnx
@@ -17,7 +17,7 @@ from defusedxml.ElementTree import fromstring
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from minicarlo.errors import InvalidSurrogate
+from minicarlo.errors import InvalidModel, InvalidSurrogate
 
 MOST_NODES = 20_000
 LARGEST_TENSOR = 2**28
@@ -42,6 +42,8 @@ IR_OPERATORS = frozenset(
     Sqrt SquaredDifference Squeeze StridedSlice Subtract Swish Tan Tanh Tile Transpose Unsqueeze VariadicSplit""".split()
 )
 
+_ADVICE = " Get the surrogate again from its author, or export it again with minicarlo."
+
 _ELEMENT_BYTES = {
     TensorProto.FLOAT: 4,
     TensorProto.FLOAT16: 2,
@@ -61,6 +63,25 @@ def check_onnx(data: bytes, where: str, *, latent_size: int, sample_shape: tuple
     It must take `latent` (batch, latent_size) and `incident_energy` (batch, 1) and give `showers` (batch, *sample_shape), all
     float32, with its weights inside and only operators of ONNX_OPERATORS.
     """
+    graph = _checked(data, where, ONNX_OPERATORS).graph
+    weights = [tensor.name for tensor in graph.initializer]
+    _check_interface(graph.input, {"latent": (latent_size,), "incident_energy": (1,)}, "input", where, weights)
+    _check_interface(graph.output, {"showers": tuple(sample_shape)}, "output", where)
+
+
+def check_network(data: bytes, where: str) -> None:
+    """Raise InvalidModel, its message beginning with `where`, unless `data` is an ONNX model that may be loaded.
+
+    Any inputs and outputs, and all of ONNX's own operators but control flow; its weights must be inside.
+    """
+    try:
+        _checked(data, where, {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""})
+    except InvalidSurrogate as refusal:
+        reason = str(refusal).removesuffix(_ADVICE)
+        raise InvalidModel(f"{reason} Export it again with ONNX's own operators and the weights in the file.") from refusal
+
+
+def _checked(data: bytes, where: str, operators: Collection[str]) -> ModelProto:
     model = ModelProto()
     try:
         model.ParseFromString(data)
@@ -71,26 +92,25 @@ def check_onnx(data: bytes, where: str, *, latent_size: int, sample_shape: tuple
         raise _refusal(where, "it is not an ONNX model, or an empty one")
     for opset in model.opset_import:
         if opset.domain not in ("", "ai.onnx"):
-            raise _refusal(where, f"it uses operators of the domain {opset.domain!r:.60}; only ONNX's own are accepted")
-        if not 13 <= opset.version <= onnx.defs.onnx_opset_version():
+            if operators is ONNX_OPERATORS:
+                raise _refusal(where, f"it uses operators of the domain {opset.domain!r:.60}; only ONNX's own are accepted")
+        elif not 13 <= opset.version <= onnx.defs.onnx_opset_version():
             raise _refusal(where, f"its operator set {opset.version} is not between 13 and {onnx.defs.onnx_opset_version()}")
     if model.functions or model.training_info or graph.sparse_initializer or graph.quantization_annotation:
         raise _refusal(where, "it holds functions, training information, sparse weights or annotations, which are not accepted")
     if len(graph.node) > MOST_NODES:
         raise _refusal(where, f"it has {len(graph.node)} nodes; at most {MOST_NODES} are accepted")
     for node in graph.node:
-        _check_node(node, where)
+        _check_node(node, where, operators)
     for tensor in _tensors(graph.initializer, graph.node):
         _check_tensor(tensor, len(data), where)
-    weights = [tensor.name for tensor in graph.initializer]
-    _check_interface(graph.input, {"latent": (latent_size,), "incident_energy": (1,)}, "input", where, weights)
-    _check_interface(graph.output, {"showers": tuple(sample_shape)}, "output", where)
+    return model
 
 
-def _check_node(node: NodeProto, where: str) -> None:
+def _check_node(node: NodeProto, where: str, operators: Collection[str]) -> None:
     if node.domain not in ("", "ai.onnx"):
         raise _refusal(where, f"node {node.name!r:.60} is of the domain {node.domain!r:.60}; only ONNX's own are accepted")
-    if node.op_type not in ONNX_OPERATORS:
+    if node.op_type not in operators:
         raise _refusal(where, f"node {node.name!r:.60} is a {node.op_type!r:.60}, which is not among the accepted operators")
     for attribute in node.attribute:
         plain = (
@@ -216,6 +236,4 @@ def _check_constant(layer: Element, weights_size: int, where: str) -> None:
 
 
 def _refusal(where: str, reason: str) -> InvalidSurrogate:
-    return InvalidSurrogate(
-        f"{where} cannot be used: {reason}. Get the surrogate again from its author, or export it again with minicarlo."
-    )
+    return InvalidSurrogate(f"{where} cannot be used: {reason}.{_ADVICE}")

@@ -153,7 +153,7 @@ class ProfileCriterion:
     def compare_summaries(self, reference: Summary, candidate: Summary) -> Comparison:
         """See Criterion."""
         families = _families(reference, candidate, self.replicas, self.seed)
-        return _comparison(self.figure(families), families, self.confidence)
+        return compared(self.figure(families), families, self.confidence)
 
     def floor(self, first: Summary, second: Summary) -> float:
         """See Criterion. Both are sorted, so that like energies meet."""
@@ -200,20 +200,26 @@ def get_criterion(name: str, *, threshold_mev: float, confidence: float, seed: i
     return CRITERIA[name](threshold_mev=threshold_mev, confidence=confidence, seed=seed)
 
 
+def bootstrap_weights(count: int, replicas: int, seed: int) -> Array:
+    """(replicas + 1, count) weights of events that sum to one: equal first, then as often as each replica draws them."""
+    weights = np.ones((replicas + 1, count))
+    weights[1:] = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=replicas)
+    return weights / count
+
+
 def _families(reference: Summary, candidate: Summary, replicas: int, seed: int) -> dict[str, Array]:
     """Figure of each family, shape (replicas + 1,): first of the events as they are, then of each bootstrap replica."""
     count = len(reference)
     if len(candidate) != count or not np.array_equal(reference.inputs[ENERGY], candidate.inputs[ENERGY]):
         raise ValueError("the two summaries are not of the same events")
-    weights = np.ones((replicas + 1, count))
-    weights[1:] = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=replicas)
+    weights = bootstrap_weights(count, replicas, seed)
     names = list(reference.rows)
     splits = np.cumsum([reference.rows[name].shape[1] for name in names])[:-1]
     stacked = [np.concatenate([summary.rows[name] for name in names], 1) for summary in (reference, candidate)]
     bins: list[dict[str, Array]] = []
     for events in _energy_bins(reference.inputs[ENERGY]):
         share = weights[:, events]
-        share = share / np.maximum(share.sum(1, keepdims=True), 1)
+        share = share / np.maximum(share.sum(1, keepdims=True), 1 / count)
         pair = [dict(zip(names, np.split(share @ rows[events], splits, axis=1), strict=True)) for rows in stacked]
         bins.append(_relative_changes(*pair))
     worst = {"response", "resolution", "width", "occupancy"}
@@ -252,7 +258,8 @@ def _resolution(response: Array) -> Array:
     return relative
 
 
-def _comparison(figure: Array, families: Mapping[str, Array], confidence: float) -> Comparison:
+def compared(figure: Array, families: Mapping[str, Array], confidence: float) -> Comparison:
+    """The comparison that figures (replicas + 1,) make, the first of the events as they are; infinite if one is not finite."""
     if not np.all(np.isfinite(figure)):
         return Comparison(float("inf"), float("inf"), float("inf"), {name: float("inf") for name in families})
     tail = (1 - confidence) / 2

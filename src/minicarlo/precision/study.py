@@ -16,18 +16,19 @@ from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import events_info
 from minicarlo.files import check_writable
+from minicarlo.models import Inputs
 from minicarlo.precision.cost import LayerCost
-from minicarlo.precision.criterion import Comparison, get_criterion
+from minicarlo.precision.criterion import Comparison
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History, plain
+from minicarlo.precision.losses import UserFunction
 from minicarlo.precision.plan import FORMATS, Plan, estimated_speedup, int8_share
 from minicarlo.precision.quantization import Quantizer
-from minicarlo.precision.rewriting import fastest
 from minicarlo.precision.sensitivity import LayerSensitivity
 from minicarlo.precision.strategies import Problem, Trial, get_strategy
 from minicarlo.precision.subject import Subject
+from minicarlo.precision.subjects import subject_of
 from minicarlo.precision.surrogates import SurrogateSubject
-from minicarlo.surrogate import Surrogate
 
 Progress = Callable[[int, int], None]
 ExitPolicy = Literal["first", "exhausted"]
@@ -78,11 +79,13 @@ class TuneResult:
 
 
 def tune(
-    surrogate: Surrogate | Path | str,
+    model: Any,  # noqa: ANN401
     output: Path | str,
     *,
+    inputs: Inputs | Path | str | None = None,
+    batch: int | None = None,
     formats: tuple[str, ...] = FORMATS,
-    criterion: str = "fidelity",
+    criterion: str | UserFunction | None = None,
     tolerance: float = 0.03,
     confidence: float = 0.95,
     max_trials: int = 20,
@@ -98,12 +101,16 @@ def tune(
     progress: Progress | None = None,
     status: Callable[[Status], None] | None = None,
 ) -> TuneResult:
-    """Lower the precision of a surrogate's layers as far as a criterion allows; write it, tuned, to the new directory `output`.
+    """Lower the precision of a network's layers as far as a criterion allows; write it, tuned, to the new directory `output`.
 
-    With `objective="time"` the graph is first rewritten into the fastest one that computes the same (see
+    A surrogate brings latents, energies and physics criteria of its own. Any other network (`minicarlo.models.read_network`)
+    is calibrated and judged on `inputs`: arrays (events, ...) by name, or the path of an .npz file of them, or a function of the
+    first and the last event's number that gives such arrays, always the same.
+
+    With `objective="time"` a surrogate's graph is first rewritten into the fastest one that computes the same (see
     `minicarlo.precision.rewriting`); fp32 then means that graph.
 
-    Candidates run on the same latents and energies as fp32. A plan passes when the upper bound of the criterion's bootstrap
+    Candidates run on the same inputs as fp32. A plan passes when the upper bound of the criterion's bootstrap
     interval stays within `tolerance` on `evaluation_events` events and again on as many that the search never saw; with
     `reference`, a path of Monte Carlo events, CERN's figure against these must not be worse either. Of the plans that pass,
     the fastest is written (`objective="macs"`: by estimate, for machines too busy to time anything). The search ends when the
@@ -112,28 +119,39 @@ def tune(
     started again with the same arguments takes up its history.
 
     Arguments:
-        surrogate: directory, shipped name, or loaded surrogate.
+        model: a surrogate (directory, shipped name, or loaded), the path of an ONNX, .pt2 or .keras file or of a SavedModel, or
+            a PyTorch module, an exported program, a Keras model, a JAX function, an OpenVINO model.
+        batch: events of one inference, for a network that is no surrogate and takes any number; 64 if nothing is said.
         formats: which of int8, bf16, fp32 layers may have; fp32 is always allowed.
-        criterion: "fidelity" (largest relative change of any family of observables) or "profile" (CERN's figure).
-        calibration_events: events over the whole energy range that activation ranges are measured on.
+        criterion: for surrogates "fidelity" (largest relative change of any family of observables, unless another is named) or
+            "profile" (CERN's figure). For others "relative-l2" (unless another is named), "max-error", "cosine", "wasserstein",
+            "accuracy", "module:function", or a function (see `minicarlo.precision.losses`).
+        calibration_events: events that activation ranges are measured on; a surrogate's cover its whole energy range.
 
-    Raises TuningError, InvalidSurrogate, InvalidEventSet, OutputError.
+    Raises TuningError, InvalidSurrogate, InvalidModel, MissingExtra, InvalidEventSet, OutputError.
     """
-    loaded = surrogate if isinstance(surrogate, Surrogate) else Surrogate.load(surrogate)
     output = Path(output)
     allowed = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, objective, exit_policy)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
     if reference is not None:
         events_info(reference)  # fails now if it cannot be read
-    if objective == "time":
-        loaded = fastest(loaded)
-    measure = get_criterion(criterion, threshold_mev=loaded.manifest.readout_threshold_mev, confidence=confidence, seed=seed)
-    subject = SurrogateSubject(loaded, measure, calibration_events=calibration_events, seed=seed)
+    subject = subject_of(
+        model,
+        inputs=inputs,
+        criterion=criterion,
+        confidence=confidence,
+        batch=batch,
+        calibration_events=calibration_events,
+        rewrite=objective == "time",
+        seed=seed,
+    )
+    if reference is not None and not isinstance(subject, SurrogateSubject):
+        raise TuningError("Monte Carlo events can judge a surrogate only; leave out the reference.")
     request = {
         "model": subject.digest,
         "formats": list(allowed),
-        "criterion": criterion,
+        "criterion": subject.criterion.name,
         "tolerance": tolerance,
         "confidence": confidence,
         "strategy": strategy,
@@ -148,9 +166,9 @@ def tune(
     check_writable(path)
     quantizer = Quantizer.of(subject)
     evaluation = Evaluation(subject, quantizer, events=evaluation_events)
-    confirm = (
-        None if reference is None else partial(subject.against_monte_carlo, evaluation, path=Path(reference), tolerance=tolerance)
-    )
+    confirm = None
+    if reference is not None and isinstance(subject, SurrogateSubject):
+        confirm = partial(subject.against_monte_carlo, evaluation, path=Path(reference), tolerance=tolerance)
     study = Study(
         subject,
         quantizer,
