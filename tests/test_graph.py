@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from minicarlo.engines import compile_surrogate, has_bf16, machine
+from minicarlo.generators.gan2d import Gan2D
 from minicarlo.generators.gan3d import Gan3D
 from minicarlo.graph.axes import axis_orders, turn_axes
 from minicarlo.graph.linear import merge_dense, merged_layers
@@ -31,6 +32,7 @@ from minicarlo.graph.subpixel import (
     upsampled_layers,
 )
 from minicarlo.graph.verify import ROUNDING, deviation, single_layers, wrong_formats
+from minicarlo.graph.views import shared_products, split_product
 from minicarlo.precision.rewriting import fastest, optimise, run_layer
 from minicarlo.sampling import normal_latents
 from minicarlo.surrogate import Surrogate, save_surrogate
@@ -257,6 +259,48 @@ def test_a_dense_layer_and_a_convolution_become_one_dense_layer(grid, pads, bias
     assert_same(graph, model)
 
 
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    grid=st.lists(st.integers(2, 4), min_size=2, max_size=3),
+    views=st.lists(st.permutations([1, 2, 3]), min_size=2, max_size=4),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_readers_of_a_dense_layer_from_several_sides_get_one_each_without_permutations(grid, views, bias, seed):
+    """Some views may be the identity: at least one is not."""
+    views[0] = [2, 1, 3] if all(view == [1, 2, 3] for view in views) else views[0]
+    network, shape = Network(seed), [*grid, 2][-3:]
+    size = int(np.prod(shape))
+    inputs = [network.normal(size, LATENTS), *([network.normal(size)] if bias else [])]
+    network.add("Gemm", *inputs, name="dense", transB=1, alpha=0.5)
+    network.add("Reshape", network.constant(np.array([-1, *shape])))
+    cube, seen = network.value, []
+    for number, view in enumerate(views):
+        network.value = cube
+        if view != [1, 2, 3]:
+            network.add("Transpose", perm=[0, *view])
+        network.convolution(f"conv{number}", shape[view[0] - 1], 2, (1, 1), [0] * 4, True)
+        network.add("Reshape", network.constant(np.array([0, -1])))
+        seen.append(network.value)
+    network.value = seen[0]
+    network.add("Concat", *seen[1:], axis=1)
+    model = network.model()
+    graph = Graph(model)
+    normalise(graph)
+    assert [node.name for node in shared_products(graph)] == ["dense"]
+    assert split_product(graph, "dense")
+    assert_same(graph, model)
+    normalise(graph)
+    assert "Transpose" not in kinds(graph)
+    assert_same(graph, model)
+    assert len({node.name for node in graph.nodes}) == len(graph.nodes)
+    for layer in [node.name for node in merged_layers(graph)]:
+        assert merge_dense(graph, layer)
+        normalise(graph)
+    assert "Conv" not in kinds(graph)
+    assert_same(graph, model)
+
+
 def small_gan3d(path: Path) -> Surrogate:
     """CERN's generator with random weights, as training exports it."""
     torch.manual_seed(3)
@@ -295,6 +339,35 @@ def test_the_pass_finds_in_cerns_generator_what_was_done_by_hand_and_more(gan3d)
     assert layers == ["dense.conv1", "conv2", "conv3", "conv4"]
     assert not {"Pad", "Resize", "Gather"} & set(kinds(graph))
     check_onnx(graph.serialise(), "the graph", latent_size=200, sample_shape=(25, 25, 25))
+
+
+@pytest.fixture(scope="module")
+def gan2d() -> bytes:
+    torch.manual_seed(3)
+    return to_onnx(Gan2D())
+
+
+def test_the_three_branch_generator_is_the_published_one(gan2d):
+    """2.05 million weights and 1.16 billion multiply-accumulates, as counted in the published code."""
+    assert sum(weight.numel() for weight in Gan2D().parameters()) == pytest.approx(2.05e6, rel=0.005)
+    assert multiply_accumulates(Graph(gan2d)) == pytest.approx(1.16e9, rel=0.005)
+    check_onnx(gan2d, "the graph", latent_size=200, sample_shape=(25, 25, 25))
+
+
+def test_the_three_branches_need_no_permutations_where_they_begin(gan2d):
+    graph = rewritten(Graph(gan2d), [])
+    assert kinds(graph).count("Transpose") == 4 and not {"Pad", "Dropout"} & set(kinds(graph))
+    views = rewritten(graph, [Rewrite("views", "dense")])
+    assert kinds(views).count("Transpose") == 2  # the branches' results, whose channels are three different axes
+    layers = [f"branches.{branch}.conv1" for branch in range(3)]
+    assert [node.name for node in merged_layers(views)] == layers
+    merged = rewritten(views, [Rewrite("dense", layer) for layer in layers])
+    assert kinds(merged).count("Gemm") == 3 and kinds(merged).count("Conv") == 3 * 6 + 1
+    before, after = (onnxruntime.InferenceSession(each.serialise()) for each in (graph, merged))
+    given = {"latent": normal_latents(5, 0, 2, 200), "incident_energy": np.array([[2e3], [9e4]], np.float32)}
+    (expected,), (found,) = before.run(None, given), after.run(None, given)
+    assert np.count_nonzero(expected) > 100
+    assert deviation(expected, found, 0.05) < ROUNDING
 
 
 def test_optimising_keeps_the_showers_and_says_what_it_did(gan3d, tmp_path):

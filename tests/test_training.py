@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra `tr
 from minicarlo.detectors import get_detector  # noqa: E402
 from minicarlo.errors import IncompatibleEventSets, InvalidConfig, InvalidEventSet  # noqa: E402
 from minicarlo.events import read_events, write_events  # noqa: E402
+from minicarlo.generators.gan2d import Gan2D  # noqa: E402
 from minicarlo.generators.gan3d import Discriminator3D, Gan3D  # noqa: E402
 from minicarlo.generators.shower2d import LATENT_NOISE, Shower2D, from_root, to_root  # noqa: E402
 from minicarlo.simulators import simulate  # noqa: E402
@@ -67,7 +68,7 @@ def configuration(folder: Path, showers: Path, generator: str = "shower2d", step
     return path
 
 
-@pytest.mark.parametrize("generator", ["shower2d", "gan3d"])
+@pytest.mark.parametrize("generator", ["shower2d", "gan3d", "gan2d"])
 def test_training_gives_a_surrogate_that_computes_what_the_network_computes(
     generator: str, tmp_path: Path, showers: Path
 ) -> None:
@@ -81,7 +82,8 @@ def test_training_gives_a_surrogate_that_computes_what_the_network_computes(
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    network = {"shower2d": Shower2D, "gan3d": Gan3D}[generator](high_mev=surrogate.manifest.conditions["incident_energy"].high)
+    networks = {"shower2d": Shower2D, "gan3d": Gan3D, "gan2d": Gan2D}
+    network = networks[generator](high_mev=surrogate.manifest.conditions["incident_energy"].high)
     if generator == "shower2d":
         network.low_mev = surrogate.manifest.conditions["incident_energy"].low
     network.load_state_dict(state["recipe"]["average"])

@@ -29,7 +29,7 @@ def command(config: Path, steps: int | None, as_json: bool) -> None:
     \b
     A configuration (paths are relative to its file; unknown fields are refused):
       name = "my-calorimeter"
-      generator = "shower2d"          # or gan3d
+      generator = "shower2d"          # or gan3d, gan2d
       output = "surrogate"            # the result
       run = "run"                     # checkpoints, log, plots
       [data]

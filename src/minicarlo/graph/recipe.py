@@ -21,16 +21,18 @@ from minicarlo.graph.subpixel import (
     transposed_layers,
     upsampled_layers,
 )
+from minicarlo.graph.views import shared_products, split_product
 
-Kind = Literal["upsampling", "transposed", "shuffle", "axes", "dense"]
+Kind = Literal["upsampling", "transposed", "shuffle", "axes", "views", "dense"]
 
-KINDS: tuple[Kind, ...] = ("upsampling", "transposed", "shuffle", "axes", "dense")
+KINDS: tuple[Kind, ...] = ("upsampling", "transposed", "shuffle", "axes", "views", "dense")
 """In the order in which they are tried."""
 
 _LAYERS: dict[Kind, tuple[Callable[[Graph], list[NodeProto]], Callable[[Graph, str], bool]]] = {
     "upsampling": (upsampled_layers, fold_upsampling),
     "transposed": (transposed_layers, fold_transposed),
     "shuffle": (shuffled_layers, fold_shuffle),
+    "views": (shared_products, split_product),
     "dense": (merged_layers, merge_dense),
 }
 

@@ -1,4 +1,4 @@
-"""Training of `gan3d` as published: adversarial loss, energy regression and total energy."""
+"""Training of `gan3d` and `gan2d` as published: adversarial loss, energy regression and total energy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minicarlo.generators.gan2d import Gan2D
 from minicarlo.generators.gan3d import ENERGY_UNITS, IMAGE_UNIT_MEV, Discriminator3D, Gan3D
 from minicarlo.training.config import Training
 from minicarlo.training.scores import Balance, ShowerFeatures, score_showers, warm_up_and_cosine
@@ -35,11 +36,12 @@ class AdversarialRecipe:
         https://github.com/svalleco/3Dgan, keras/EcalEnergyTrain.py
     """
 
-    def __init__(self, generator: Gan3D, showers: Showers, settings: Training, device: torch.device, bf16: bool) -> None:
+    def __init__(self, generator: Gan3D | Gan2D, showers: Showers, settings: Training, device: torch.device, bf16: bool) -> None:
         self.generator, self.discriminator = generator, Discriminator3D()
         for network in (self.generator, self.discriminator):
             # channels last: oneDNN trains the discriminator faster than with channels first
-            network.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            flat = isinstance(network, Gan2D)
+            network.to(device, memory_format=torch.channels_last if flat else torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.showers, self.settings, self.device = showers, settings, device
         # oneDNN on AMX computes this network's first convolution wrongly in bf16 (8 channels, kernel width 8)

@@ -28,7 +28,7 @@ class Data(Section):
 class Training(Section):
     """`steps` are of the main network.
 
-    Before them come `energy_steps` of the layer-energy network of `shower2d`, or `score_steps` of the generator of `gan3d` alone,
+    Before them come `energy_steps` of the layer-energy network of `shower2d`, or `score_steps` of a GAN's generator alone,
     by proper scoring rules, at `score_learning_rate`.
     """
 
@@ -57,7 +57,7 @@ class TrainConfig(Section):
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")
-    generator: Literal["shower2d", "gan3d"]
+    generator: Literal["shower2d", "gan3d", "gan2d"]
     output: Path
     run: Path
     initial: Path | None = None

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from minicarlo.errors import InvalidConfig, OutputError
 from minicarlo.files import atomic_path
 from minicarlo.generators.base import Generator
+from minicarlo.generators.gan2d import Gan2D
 from minicarlo.generators.gan3d import Gan3D
 from minicarlo.generators.shower2d import Shower2D
 from minicarlo.surrogate import Surrogate
@@ -125,12 +126,13 @@ def make_recipe(config: TrainConfig, showers: Showers, device: torch.device, bf1
         units = layer_units(showers)
         generator = Shower2D(low, high, threshold_mev=threshold, sample_shape=shape, layer_units=units)
         return ScoringRecipe(generator, showers, config.training, device, bf16)
-    if shape != Gan3D.sample_shape or detector.grid != "cartesian":
+    network: type[Gan3D | Gan2D] = Gan3D if config.generator == "gan3d" else Gan2D
+    if shape != network.sample_shape or detector.grid != "cartesian":
         raise InvalidConfig(
-            f"generator: gan3d makes showers of {' x '.join(map(str, Gan3D.sample_shape))} cells (z, x, y), detector "
-            f"{detector.name} has {' x '.join(map(str, shape))} ({', '.join(detector.axes)}). Use shower2d."
+            f"generator: {config.generator} makes showers of {' x '.join(map(str, network.sample_shape))} cells (z, x, y), "
+            f"detector {detector.name} has {' x '.join(map(str, shape))} ({', '.join(detector.axes)}). Use shower2d."
         )
-    return AdversarialRecipe(Gan3D(low_mev=low, high_mev=high, threshold_mev=threshold), showers, config.training, device, bf16)
+    return AdversarialRecipe(network(low_mev=low, high_mev=high, threshold_mev=threshold), showers, config.training, device, bf16)
 
 
 def energy_range(incident_energy: Tensor) -> tuple[float, float]:
