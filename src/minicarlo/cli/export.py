@@ -6,29 +6,51 @@ from pathlib import Path
 
 import click
 
-from minicarlo.cli._common import json_option, print_json, say
+from minicarlo.cli._common import format_bytes, format_count, json_option, print_json, progress_bar, say
 
 
 @click.command()
-@click.argument("surrogate")
-@click.option("--to", "target", type=click.Choice(["par04"]), required=True, help="Who will load it: Geant4's example Par04.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The graph, ending in .onnx.")
+@click.argument("source", metavar="SURROGATE|EVENTS")
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["par04", "points", "parquet", "root"]),
+    required=True,
+    help="A surrogate for Geant4's example Par04; events as point clouds (showerdata), Parquet or ROOT.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file; for Par04 ending in .onnx.")
 @click.option("--max-energy", default="1024GeV", show_default=True, help="Par04's E_max, by which it divides energies.")
 @json_option
-def command(surrogate: str, target: str, output: Path, max_energy: str, as_json: bool) -> None:
-    """Write a surrogate as another program loads it.
+def command(source: str, target: str, output: Path, max_energy: str, as_json: bool) -> None:
+    """Write a surrogate or an event set as another program loads it.
 
-    SURROGATE must be of a detector with a cylindrical grid. A macro with Par04's commands is written beside the graph.
+    For Par04, SURROGATE must be of a detector with a cylindrical grid; a macro with Par04's commands is written beside the graph.
+    EVENTS is an event set, a file or a folder of shards: its cells with energy are written.
 
     \b
     Example:
       minicarlo export ./my-surrogate --to par04 -o Generator.onnx
+      minicarlo export showers/ --to parquet -o showers.parquet
     """
+    if target != "par04":
+        _convert(source, target, output, as_json)
+        return
     from minicarlo.generation.par04 import export
     from minicarlo.sampling import EnergyDistribution
 
-    result = export(surrogate, output, max_energy_mev=EnergyDistribution.parse(max_energy).high_mev)
+    result = export(source, output, max_energy_mev=EnergyDistribution.parse(max_energy).high_mev)
     if as_json:
         print_json(result)
     else:
         say(f"Wrote {result.path} for a mesh of {' x '.join(map(str, result.mesh))} cells in r, phi, z, and {result.macro}.")
+
+
+def _convert(source: str, target: str, output: Path, as_json: bool) -> None:
+    from minicarlo.formats import convert
+
+    with progress_bar("Converting", unit="events") as progress:
+        result = convert(source, output, target, progress=progress)
+    if as_json:
+        print_json(result)
+    else:
+        say(f"Wrote {format_count(result.events)} events to {result.path} ({format_bytes(result.bytes)}).")
