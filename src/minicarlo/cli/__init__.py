@@ -21,7 +21,7 @@ _VERBS = {
     "bench": "Measure how fast a surrogate is, as ratios from one run.",
     "engines": "List the engines that can run a surrogate on this machine.",
     "report": "Write a page with the plots and tables of a comparison.",
-    "export": "Write a surrogate as another program loads it (Geant4's Par04).",
+    "export": "Write a surrogate or events as other programs load them (Par04, showerdata, Parquet, ROOT).",
     "info": "Show what a surrogate or an event set holds.",
     "demo": "Run the whole chain on what minicarlo ships and write a report.",
 }
