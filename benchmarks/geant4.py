@@ -3,10 +3,16 @@
     python benchmarks/geant4.py physics [--events 300] [--energies 1,2,5,10,20] [--jobs 2] [-o runs/geant4]
     python benchmarks/geant4.py speed --reference SCRIPT [--rounds 20]
     python benchmarks/geant4.py memory [--events 100000]
+    python benchmarks/geant4.py fast [--rounds 6] [--jobs 2]
+    python benchmarks/geant4.py position [--events 300] [--energies 2,10,50] [-o runs/geant4]
+    python benchmarks/geant4.py particles -o particles.csv [--events 300] [--each 8]
 
 `physics` writes physics.json, physics.md and physics.png; what was simulated stays in the folder, and a repeated command goes on
 from there. `speed` needs a quiet machine and a Python script with a class `Simulation(physics=..., cut_mm=...)` whose method
-`shoot(energies)` simulates electrons in clic-ecal, and interleaves the same events in both.
+`shoot(energies)` simulates electrons in clic-ecal, and interleaves the same events in both. `fast` needs a quiet machine too: it
+simulates in turn with Geant4 alone and with a surrogate inside it. `position` shows how showers change with the entry between the
+centres of cells and with small angles, and what a shower lacks that is moved to the edge of the grid. `particles` writes a list
+of electrons, several to an event, for `minicarlo simulate --conditions`.
 """
 
 from __future__ import annotations
@@ -25,10 +31,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import fast_path
 import numpy as np
 import shower_physics as physics
 
 from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, Detector, get_detector
+from minicarlo.engines import usable_cores
 from minicarlo.events import events_info, read_events
 from minicarlo.sampling import EnergyDistribution, event_seed
 from minicarlo.simulators import Primaries, Setup, simulate
@@ -298,11 +306,35 @@ def main() -> None:
     race.add_argument("--events", type=int, default=20, help="per round")
     leak = verbs.add_parser("memory")
     leak.add_argument("--events", type=int, default=100_000)
+    gain = verbs.add_parser("fast")
+    gain.add_argument("--rounds", type=int, default=6)
+    gain.add_argument("--jobs", type=int, default=usable_cores())
+    gain.add_argument("--surrogate", default=CLIC_ECAL)
+    gain.add_argument("--precision")
+    gain.add_argument("--events", type=int, default=1000, help="per round of the fast path")
+    entry = verbs.add_parser("position")
+    entry.add_argument("--events", type=int, default=300)
+    entry.add_argument("--energies", default="2,10,50", help="GeV")
+    entry.add_argument("--jobs", type=int, default=1)
+    entry.add_argument("-o", "--output", type=Path, default=Path("runs/geant4"))
+    several = verbs.add_parser("particles")
+    several.add_argument("--events", type=int, default=300)
+    several.add_argument("--each", type=int, default=8)
+    several.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     if options.verb == "speed":
         speed(options.reference, options.rounds, options.gev, options.events)
     elif options.verb == "memory":
         memory(options.events)
+    elif options.verb == "fast":
+        fast_path.speed(options.rounds, options.jobs, options.surrogate, options.precision, options.events)
+    elif options.verb == "particles":
+        fast_path.write_list(fast_path.electrons(options.events, options.each, high=10.0), options.output)
+    elif options.verb == "position":
+        options.output.mkdir(parents=True, exist_ok=True)
+        gev = [float(energy) for energy in options.energies.split(",")]
+        fast_path.position(options.events, gev, options.jobs, options.output)
+        fast_path.edges(options.events, 10.0, options.jobs, options.output)
     else:
         options.output.mkdir(parents=True, exist_ok=True)
         gev = [float(energy) for energy in options.energies.split(",")]

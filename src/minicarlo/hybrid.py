@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from minicarlo.detectors import get_detector
 from minicarlo.engines import CompiledGenerator
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnsupportedPrecision
 from minicarlo.events import ENERGY
-from minicarlo.generation.settings import choose_settings, compile_reproducible
+from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible
 from minicarlo.generation.writer import check_samples
 from minicarlo.sampling import AngleDistribution, EnergyDistribution, normal_latents
 from minicarlo.simulators import Acceptance, Batch
@@ -105,14 +106,18 @@ class SurrogateShowers:
 
     def complete(self, results: Iterator[tuple[Task, Batch]], seed: int) -> Iterator[tuple[Task, Batch]]:
         """See Parameterisation. Tasks wait until they hold showers for several inferences, but only so many events."""
-        settings = choose_settings(self._surrogate, self._precision, batch=self._batch, events=0)
-        compiled, settings = compile_reproducible(self._surrogate, self._precision, settings)
+        compiled, settings = self._compiled
         for group in _groups(results):
             start = time.process_time()
             self._deposit(compiled, settings.batch, group, seed)
             spent = (time.process_time() - start) / sum(len(task.primaries) for task, _ in group)
             for task, batch in group:
                 yield task, replace(batch, seconds=batch.seconds + spent * len(task.primaries))
+
+    @cached_property
+    def _compiled(self) -> tuple[CompiledGenerator, Settings]:
+        settings = choose_settings(self._surrogate, self._precision, batch=self._batch, events=0)
+        return compile_reproducible(self._surrogate, self._precision, settings)
 
     def _deposit(self, compiled: CompiledGenerator, size: int, group: list[tuple[Task, Batch]], seed: int) -> None:
         """Make the showers of all particles of `group` that were stopped, `size` at a time, and add them where they entered."""

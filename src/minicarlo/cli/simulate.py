@@ -41,7 +41,7 @@ from minicarlo.detectors import CLIC_ECAL
 @click.option(
     "--fast-offset",
     type=float,
-    default=0.1,
+    default=0.05,
     show_default=True,
     help="Largest distance of an entry from a cell's centre, in cells.",
 )

@@ -45,7 +45,7 @@ class Acceptance:
         if theta > self.theta * (1 + 1e-6):
             return FATES.index("angle")
         for place, shift, pitch, cells in zip((x, y), whole_cells(detector, x, y), *_lattice(detector), strict=True):
-            if abs(place - shift * pitch) > self.offset * pitch * (1 + 1e-6) or 2 * abs(shift) > cells:
+            if abs(place - shift * pitch) > self.offset * pitch + 1e-6 * abs(place) or 2 * abs(shift) > cells:
                 return FATES.index("position")
         return FAST
 

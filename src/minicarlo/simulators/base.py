@@ -124,6 +124,17 @@ class Batch:
     fates: NDArray[np.int8] | None = None
     stopped: Stopped | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes from process to process: of the samples, those that hold anything."""
+        filled = np.flatnonzero(self.samples.any(axis=(1, 2, 3)))
+        return vars(self) | {"samples": (self.samples.shape, filled, self.samples[filled])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        shape, filled, samples = state["samples"]
+        whole = np.zeros(shape, np.float32)
+        whole[filled] = samples
+        vars(self).update(state | {"samples": whole})
+
 
 class Session(Protocol):
     """A simulation that is set up and can make events. It lives in a worker process of its own."""

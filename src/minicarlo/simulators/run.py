@@ -109,30 +109,6 @@ class _Run:
             **({} if self.parameterisation is None else self.parameterisation.request()),
         }
 
-    def tasks(self, shard: Shard, most: int) -> Iterator[Task]:
-        """Cut a shard into tasks of at most `most` events and, beyond one event, _TASK_MEV for the simulator to track."""
-        particles, counts = self.source.particles(self.seed, shard.start, len(shard))
-        ends = np.cumsum(counts)
-        sums = np.cumsum(self._tracked(particles))[ends - 1]
-        begin = 0
-        while begin < len(shard):
-            spent, first = (sums[begin - 1], ends[begin - 1]) if begin else (0.0, 0)
-            affordable = int(np.searchsorted(sums, spent + _TASK_MEV, "right"))
-            end = min(max(affordable, begin + 1), begin + most, len(shard))
-            seeds = np.array([event_seed(self.seed, shard.start + index) for index in range(begin, end)], np.int64)
-            primaries = Primaries(particles[first : ends[end - 1]], counts[begin:end], seeds)
-            yield Task(shard.start + begin, primaries, self.source.row(shard.start + begin))
-            begin = end
-
-    def _tracked(self, particles: Particles) -> NDArray[np.float64]:
-        """Energies in MeV (m,) of what is tracked, zero for what will be stopped."""
-        energies = particles.energies.astype(np.float64)
-        if (acceptance := self.setup.acceptance) is not None:
-            rows = particles.rows()
-            fates = [acceptance.fate(self.setup.detector, name, *numbers) for name, *numbers, _ in rows]
-            energies[np.array(fates) == FAST] = 0
-        return energies
-
     def event_set(
         self,
         shard: Shard,
@@ -164,6 +140,31 @@ class _Run:
             conditions |= fast
             attributes["fast_energy_fraction"] = float(fast[FAST_ENERGY].sum(dtype=np.float64)) / total
         return EventSet(conditions, samples, self.setup.detector.name, attributes)
+
+
+def cut(source: Source, setup: Setup, seed: int, start: int, stop: int, most: int) -> Iterator[Task]:
+    """Events start .. stop - 1 in tasks of at most `most` events and, beyond one event, _TASK_MEV for the simulator to track."""
+    particles, counts = source.particles(seed, start, stop - start)
+    ends = np.cumsum(counts)
+    sums = np.cumsum(_tracked(particles, setup))[ends - 1]
+    begin = 0
+    while begin < stop - start:
+        spent, first = (sums[begin - 1], ends[begin - 1]) if begin else (0.0, 0)
+        affordable = int(np.searchsorted(sums, spent + _TASK_MEV, "right"))
+        end = min(max(affordable, begin + 1), begin + most, stop - start)
+        seeds = np.array([event_seed(seed, start + index) for index in range(begin, end)], np.int64)
+        primaries = Primaries(particles[first : ends[end - 1]], counts[begin:end], seeds)
+        yield Task(start + begin, primaries, source.row(start + begin))
+        begin = end
+
+
+def _tracked(particles: Particles, setup: Setup) -> NDArray[np.float64]:
+    """Energies in MeV (m,) of what is tracked, zero for what will be stopped."""
+    energies = particles.energies.astype(np.float64)
+    if setup.acceptance is not None:
+        fates = [setup.acceptance.fate(setup.detector, name, *numbers) for name, *numbers, _ in particles.rows()]
+        energies[np.array(fates) == FAST] = 0
+    return energies
 
 
 def simulate(
@@ -238,7 +239,7 @@ def simulate(
         if missing:
             check_writable(missing[0].path)
             workers = stack.enter_context(Workers(engine, run.setup, environment, jobs))
-            results = workers.run(task for shard in missing for task in run.tasks(shard, most))
+            results = workers.run(task for shard in missing for task in cut(source, setup, seed, shard.start, shard.stop, most))
             made_by: Attributes = {}
             if parameterisation is not None:
                 results = parameterisation.complete(results, seed)

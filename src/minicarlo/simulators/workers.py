@@ -53,6 +53,7 @@ class Workers:
         self._environment = {**os.environ, **environment}
         self._jobs = jobs
         self._workers: dict[Connection[Any, Any], _Worker] = {}
+        self._idle: list[_Worker] = []
         self.provenance: Attributes = {}
 
     def __enter__(self) -> Workers:
@@ -75,19 +76,18 @@ class Workers:
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Batch]]:
         """Yield each task with its events, in the order of the tasks, while the workers are at most 4 tasks each ahead.
 
-        `provenance` is known from the first result on. Raises SimulationError when a worker dies, and whatever
-        MinicarloError a session raises.
+        `provenance` is known from the first result on. May be called again when all is done. Raises SimulationError when a
+        worker dies, and whatever MinicarloError a session raises.
         """
         queue = enumerate(tasks)
         upcoming = next(queue, None)
-        idle: list[_Worker] = []
         finished: dict[int, tuple[Task, Batch]] = {}
         emitted = 0
         while upcoming is not None or finished or any(worker.task for worker in self._workers.values()):
-            while upcoming is not None and idle and upcoming[0] < emitted + 4 * self._jobs:
-                self._assign(idle.pop(), upcoming)
+            while upcoming is not None and self._idle and upcoming[0] < emitted + 4 * self._jobs:
+                self._assign(self._idle.pop(), upcoming)
                 upcoming = next(queue, None)
-            for connection in wait([c for c, worker in self._workers.items() if worker not in idle]):
+            for connection in wait([c for c, worker in self._workers.items() if worker not in self._idle]):
                 worker = self._workers[connection]  # type: ignore[index]
                 message = self._receive(worker)
                 if worker.task is None:
@@ -95,7 +95,7 @@ class Workers:
                 else:
                     finished[worker.task[0]] = worker.task[1], message
                     worker.task = None
-                idle.append(worker)
+                self._idle.append(worker)
             while emitted in finished:
                 yield finished.pop(emitted)
                 emitted += 1
