@@ -12,10 +12,20 @@ from minicarlo.events import read_events
 CHUNK, EVENTS, ROUNDS = 64, 1984, 5
 
 
+def run_length(data: bytes, level: int) -> bytes:
+    """As `minicarlo.generation.writer` does it."""
+    deflate = zlib_ng.compressobj(level, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, zlib_ng.DEF_MEM_LEVEL, zlib_ng.Z_RLE)
+    return deflate.compress(data) + deflate.flush()
+
+
 def main(path: str) -> None:
     showers = read_events(path, stop=EVENTS).samples.astype(np.float32)
     chunks = [showers[start : start + CHUNK].tobytes() for start in range(0, len(showers), CHUNK)]
-    cases = [("zlib", 1, zlib.compress), *(("zlib-ng", level, zlib_ng.compress) for level in (1, 2, 3))]
+    cases = [
+        ("zlib", 1, zlib.compress),
+        *(("zlib-ng", level, zlib_ng.compress) for level in (1, 2, 3)),
+        ("zlib-ng, runs", 2, run_length),
+    ]
     seconds: dict[tuple[str, int], list[float]] = {case[:2]: [] for case in cases}
     size = {}
     for _ in range(ROUNDS):
@@ -25,7 +35,7 @@ def main(path: str) -> None:
             seconds[name, level].append(time.process_time() - start)
     for case, times in seconds.items():
         rate, bytes_per_shower = len(showers) / np.median(times), size[case] / len(showers)
-        print(f"{case[0]:8s} level {case[1]}: {rate:7,.0f} showers/s, {bytes_per_shower:6,.0f} bytes per shower")
+        print(f"{case[0]:13s} level {case[1]}: {rate:7,.0f} showers/s, {bytes_per_shower:6,.0f} bytes per shower")
 
 
 if __name__ == "__main__":
