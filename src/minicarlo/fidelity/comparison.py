@@ -248,7 +248,8 @@ class Comparison:
     def _energy_difference(self, name: str, columns: Mapping[str, Float]) -> Difference:
         """Of linearity or resolution: at all energies, or in the bin where it is more significant."""
         what = "response" if name == "linearity" else name
-        if "shared" in columns and columns["shared"].max() >= columns["deviation"].max():
+        inside = columns["deviation"][: len(self.bins)]
+        if "shared" in columns and columns["shared"].max() >= inside.max():
             shared, n = self.shared[name], len(self.ours)
             weights = (self.resamples.shared[:n], self.resamples.matching[n:])
             sums = [
@@ -258,7 +259,7 @@ class Comparison:
             return shared_difference(what, float(shared.change(*sums)[0]), float(self.found[name]["shared"].error[0]))
         table = tables.energy_table(self.linearity if name == "linearity" else self.resolution, self.resamples, self.edges)
         ratio, error = (np.array([getattr(row, key) or np.nan for row in table]) for key in ("ratio", "error"))
-        return energy_difference(what, ratio, error, self.edges, int(columns["deviation"][: len(table)].argmax()))
+        return energy_difference(what, ratio, error, self.edges, int(inside.argmax()))
 
     @cached_property
     def correlations(self) -> Correlations:

@@ -115,7 +115,7 @@ class _Residual(nn.Module):
 
 
 def dnn_high(
-    inputs: Inputs, labels: Labels, parts: Parts, *, seed: int, epochs: int | None, progress: Progress
+    inputs: Inputs, labels: Labels, parts: Parts, *, seed: int, epochs: int | None, progress: Progress, width: int = DNN_WIDTH
 ) -> tuple[Float, Float]:
     """CaloChallenge's classifier of high-level features, which are not standardised."""
     features = _tensor(inputs.features)
@@ -124,11 +124,11 @@ def dnn_high(
         return (features[rows],)
 
     fit = _Fit(labels, parts, epochs or DNN_EPOCHS, DNN_BATCH, DNN_RATE)
-    return fit.run(lambda: Dnn(features.shape[1]), load, seed, progress)
+    return fit.run(lambda: Dnn(features.shape[1], width=width), load, seed, progress)
 
 
 def dnn_low(
-    inputs: Inputs, labels: Labels, parts: Parts, *, seed: int, epochs: int | None, progress: Progress
+    inputs: Inputs, labels: Labels, parts: Parts, *, seed: int, epochs: int | None, progress: Progress, width: int = DNN_WIDTH
 ) -> tuple[Float, Float]:
     """CaloChallenge's classifier of [log10 E_inc, cells / E_inc], cells in units of the mean response of the training events.
 
@@ -144,7 +144,7 @@ def dnn_low(
         return logarithm[rows], _tensor(inputs.cells[rows].toarray() * scale[rows, None])
 
     fit = _Fit(labels, parts, epochs or DNN_EPOCHS, DNN_BATCH, DNN_RATE)
-    return fit.run(lambda: Dnn(1, inputs.cells.shape[1]), load, seed, progress)
+    return fit.run(lambda: Dnn(1, inputs.cells.shape[1], width), load, seed, progress)
 
 
 def cnn(
