@@ -1,0 +1,369 @@
+"""Our way of running a generator against everybody else's, on the same networks, interleaved.
+
+    python benchmarks/engines.py [--networks gan3d,gan2d,shower2d] [--seconds 4] [--json FILE] [--plot FILE.png] [--quick]
+
+Networks: CERN's `gan3d` and three-branch `gan2d` with random weights (they decide no timing), and the shipped `shower2d`. Or
+surrogates of one's own, by path; a tuned one brings its plan. Contestants:
+
+- OpenVINO as its manual says: throughput hint, in f32 and in its own default precision; and with NNCF's post-training INT8;
+- ONNX Runtime in fp32 and statically quantised (QDQ, per channel); PyTorch eager and inductor, in fp32 and bf16;
+- ours: the rewritten graph in fp32, bf16, INT8 (rest fp32 or bf16), and tuned where the surrogate is.
+
+Everybody gets the batch, streams and threads that a race over the same candidates finds. Then all run in turns: showers per
+second on all cores (medians of windows), milliseconds for one shower alone (in memory of its own where the engine has that), the
+change of the layer energies against FP32, and the share of what the arithmetic unit in use can do (`peak.c`, compiled here). Run
+on a quiet machine; `--quick` only shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from graph import random_gan3d
+
+from minicarlo.engines import CompiledGenerator, Inference, compile_model, compile_surrogate, find_offer, has_bf16, machine
+from minicarlo.engines import usable_cores as cores_of
+from minicarlo.engines.base import Array, Key, PrecisionReport
+from minicarlo.engines.onnxruntime import OnnxRuntimeGenerator
+from minicarlo.engines.openvino import OpenVinoInference, _core, _keep_products_apart
+from minicarlo.errors import MinicarloError
+from minicarlo.files import write_json
+from minicarlo.generation.settings import Settings, deviation, latency, race, throughput
+from minicarlo.graph.model import Graph
+from minicarlo.graph.recipe import multiply_accumulates
+from minicarlo.precision import Calibration, Plan, surrogate_quantizer
+from minicarlo.precision.rewriting import fastest
+from minicarlo.surrogate import Surrogate, save_surrogate
+
+WINDOWS = 7
+UNITS = {"fp32": ("f32",), "bf16": ("amx_bf16", "bf16"), "int8": ("amx_int8", "int8")}
+Make = Callable[[Settings], CompiledGenerator]
+
+
+class PlainOpenVino(CompiledGenerator):
+    """OpenVINO as its manual says: a performance hint decides streams and threads, requests are kept in flight.
+
+    Element-wise operations between small products are kept apart as in our engine, without which 2026.4.1 crashes on `shower2d`.
+    """
+
+    def __init__(self, model: openvino.Model, settings: Settings, precision: str | None, hint: str) -> None:
+        model = model.clone()
+        ports = [model.input(name) for name in ("latent", "incident_energy")]
+        model.reshape({port: [settings.batch, port.get_partial_shape()[1].get_length()] for port in ports})
+        _keep_products_apart(model)
+        properties = {"PERFORMANCE_HINT": hint} | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
+        self._compiled = _core().compile_model(model, "CPU", properties)
+        self._ports = *(self._compiled.input(name) for name in ("latent", "incident_energy")), self._compiled.output("showers")
+        self.batch, self.threads = settings.batch, 1
+        self.streams = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self.sample_shape = tuple(self._ports[2].get_shape())[1:]
+        self._requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
+
+    def inference(self) -> Inference:
+        return OpenVinoInference(self._compiled, self._ports, self.batch or 1, self.sample_shape)
+
+    def run(self, latent: Array, incident_energy: Array) -> Array:
+        return np.concatenate([samples for _, samples in self.map([(0, latent, incident_energy)])])
+
+    def map(self, batches: Iterable[tuple[Key, Array, Array]]) -> Iterator[tuple[Key, Array]]:
+        running: list[tuple[Key, Any]] = []
+        idle = list(self._requests)
+        for key, latent, energy in batches:
+            if not idle:
+                yield self._finish(running, idle)
+            request = idle.pop()
+            request.start_async({self._ports[0]: latent, self._ports[1]: energy.reshape(-1, 1)})
+            running.append((key, request))
+        while running:
+            yield self._finish(running, idle)
+
+    def _finish(self, running: list[tuple[Key, Any]], idle: list[Any]) -> tuple[Key, Array]:
+        key, request = running.pop(0)
+        request.wait()
+        idle.append(request)
+        return key, request.get_tensor(self._ports[2]).data.copy()
+
+    def precision_report(self) -> PrecisionReport:
+        return {}
+
+
+@dataclasses.dataclass
+class Contestant:
+    """One way to run a network: how it is compiled, for many showers and for one, and which format does most of the work."""
+
+    name: str
+    unit: str
+    make: Make
+    single: Make
+    macs: int
+    ours: bool = False
+    searches: bool = True  # whether streams and threads are ours to choose
+
+    settings: Settings | None = None
+    compiled: CompiledGenerator | None = None
+    alone: CompiledGenerator | None = None
+    change: float = 0.0
+    rates: list[float] = dataclasses.field(default_factory=list)
+    times: list[float] = dataclasses.field(default_factory=list)
+
+
+def random_gan2d(folder: Path) -> Surrogate:
+    """CERN's three-branch generator with random weights."""
+    import torch
+
+    from minicarlo.generators.gan2d import Gan2D
+    from minicarlo.training.export import to_onnx
+
+    torch.manual_seed(1)
+    energies = {"incident_energy": {"unit": "MeV", "low": 1e3, "high": 1e5}}
+    facts: dict[str, Any] = {"name": "gan2d", "generator": "gan2d", "conditions": energies, "latent_size": 200}
+    return save_surrogate(folder / "gan2d", to_onnx(Gan2D()), readout_threshold_mev=0.05, **facts)
+
+
+def network(name: str, folder: Path) -> Surrogate:
+    """A network by name, or a surrogate by path."""
+    if name in ("gan3d", "gan2d"):
+        return {"gan3d": random_gan3d, "gan2d": random_gan2d}[name](folder)
+    return Surrogate.load("clic-ecal" if name == "shower2d" else name)
+
+
+def nncf_int8(surrogate: Surrogate, events: int) -> openvino.Model:
+    """What `nncf.quantize` makes of the given graph when it is left alone."""
+    import nncf
+
+    batches = Calibration.over_range(surrogate, events, 1).batches()
+    return nncf.quantize(_core().read_model(surrogate.onnx), nncf.Dataset(batches), subset_size=len(batches))
+
+
+def onnx_int8(surrogate: Surrogate, events: int, folder: Path) -> Path:
+    """ONNX Runtime's static quantisation, per channel."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = Calibration.over_range(surrogate, events, 1).batches()
+
+        def get_next(self) -> dict[str, Array] | None:
+            return self.left.pop() if self.left else None
+
+    given, made = folder / "given.onnx", folder / "int8.onnx"
+    given.write_bytes(surrogate.onnx)
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    layers = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+    quantize_static(given, made, Reader(), QuantFormat.QDQ, per_channel=True, op_types_to_quantize=layers, **types)
+    return made
+
+
+def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) -> list[Contestant]:
+    """Everybody who can run here."""
+    macs = multiply_accumulates(Graph(surrogate.onnx))
+    found: list[Contestant] = []
+    plain = _core().read_model(surrogate.onnx)
+    quantised = nncf_int8(surrogate, events)
+    default = "bf16" if has_bf16() else "fp32"
+    for name, model, precision, unit in (
+        ("OpenVINO f32", plain, "f32", "fp32"),
+        ("OpenVINO default", plain, None, default),
+        ("OpenVINO + NNCF INT8", quantised, None, "int8"),
+    ):
+
+        def make(settings: Settings, model: openvino.Model = model, precision: str | None = precision) -> CompiledGenerator:
+            return PlainOpenVino(model, settings, precision, "THROUGHPUT")
+
+        def single(settings: Settings, model: openvino.Model = model, precision: str | None = precision) -> CompiledGenerator:
+            return PlainOpenVino(model, settings, precision, "LATENCY")
+
+        found.append(Contestant(name, unit, make, single, macs, searches=False))
+
+    int8 = onnx_int8(surrogate, events, folder)
+
+    def onnx_runtime(settings: Settings) -> CompiledGenerator:
+        return OnnxRuntimeGenerator(int8, batch=settings.batch, streams=settings.streams, threads=settings.threads)
+
+    found.append(engine_contestant("ONNX Runtime FP32", surrogate, "fp32", "onnxruntime", macs))
+    found.append(Contestant("ONNX Runtime INT8", "int8", onnx_runtime, onnx_runtime, macs))
+    for name, engine in (("PyTorch eager", "pytorch"), ("PyTorch inductor", "inductor")):
+        if quick and engine == "inductor":
+            continue
+        for precision in find_offer(engine).formats:
+            found.append(engine_contestant(f"{name} {precision.upper()}", surrogate, precision, engine, macs))
+
+    rewritten = fastest(surrogate, timing_seconds=0.05 if quick else 1.0)
+    macs = multiply_accumulates(Graph(rewritten.onnx))
+    for precision in ("fp32", *(["bf16"] if has_bf16() else [])):
+        found.append(engine_contestant(f"ours {precision.upper()}", rewritten, precision, "openvino", macs, ours=True))
+    quantizer = surrogate_quantizer(rewritten, events)
+    planned = quantizer.apply(Plan.uniform(quantizer.layers, "int8"))
+    for rest in ("f32", *(["bf16"] if has_bf16() else [])):
+
+        def ours(settings: Settings, rest: Any = rest) -> CompiledGenerator:
+            with planned.on_disk() as path:
+                return compile_model(path, rest, batch=settings.batch, streams=settings.streams, threads=settings.threads)
+
+        found.append(Contestant(f"ours INT8, rest {rest}", "int8", ours, ours, macs, ours=True))
+    if surrogate.tuned is not None:
+        unit = "int8" if "int8" in surrogate.tuned.plan.ran.values() else default
+        found.append(
+            engine_contestant("ours tuned", surrogate, "tuned", "openvino", multiply_accumulates(Graph(surrogate.onnx)), True)
+        )
+        found[-1].unit = unit
+    return found
+
+
+def engine_contestant(name: str, surrogate: Surrogate, precision: str, engine: str, macs: int, ours: bool = False) -> Contestant:
+    """One of our engines."""
+
+    def make(settings: Settings) -> CompiledGenerator:
+        shape = {"batch": settings.batch, "streams": settings.streams, "threads": settings.threads}
+        return compile_surrogate(surrogate, precision, engine=engine, **shape)
+
+    return Contestant(name, precision, make, make, macs, ours, searches=engine != "inductor")
+
+
+def choose(contestant: Contestant, surrogate: Surrogate, batches: list[int], seconds: float, quick: bool) -> None:
+    """The best batch, streams and threads of this contestant, and both its networks compiled."""
+    cores = cores_of()
+    compiled: dict[Settings, CompiledGenerator] = {}
+
+    def rate(settings: Settings) -> float:
+        if settings not in compiled:
+            compiled[settings] = contestant.make(settings)
+        return throughput(surrogate, compiled[settings], settings.batch, seconds)
+
+    shapes = sorted({(cores, 1), (1, cores)}) if contestant.searches and not quick else [(cores, 1)]
+    if contestant.name.startswith("PyTorch inductor"):
+        batches = batches[-1:]  # each takes a minute to compile
+    candidates = [Settings(*shape, batch) for batch in batches for shape in shapes]
+    found = race(candidates, rate) if len(candidates) > 1 else {candidates[0]: rate(candidates[0])}
+    contestant.settings = max(found, key=found.__getitem__)
+    contestant.compiled = compiled[contestant.settings]
+    alone = {threads: contestant.single(Settings(1, threads, 1)) for threads in ({1, cores} if contestant.searches else {cores})}
+    contestant.alone = min(alone.values(), key=lambda each: latency(surrogate, each, seconds))
+    contestant.change = deviation(surrogate, contestant.compiled)
+
+
+def peaks(folder: Path, threads: int, seconds: float) -> dict[str, float]:
+    """Operations per second of each arithmetic unit on all cores; empty without a C compiler."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return {}
+    program, source = folder / "peak", Path(__file__).with_name("peak.c")
+    subprocess.run([compiler, "-O2", "-march=native", "-pthread", str(source), "-o", str(program)], check=True)
+    done = subprocess.run([str(program), str(threads), str(seconds)], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def result(contestant: Contestant, reference: Contestant, peak: dict[str, float]) -> dict[str, Any]:
+    """What is known about a contestant in the end; ratios are medians of the ratios within a window."""
+    assert contestant.settings is not None and contestant.compiled is not None and contestant.alone is not None
+    rates, base = np.array(contestant.rates), np.array(reference.rates)
+    unit = next((name for name in UNITS[contestant.unit] if name in peak), None)
+    low, high = np.percentile(rates, [16, 84])
+    ran = list(contestant.compiled.precision_report().values())
+    return {
+        "name": contestant.name,
+        "ours": contestant.ours,
+        "settings": dataclasses.asdict(dataclasses.replace(contestant.settings, streams=contestant.compiled.streams)),
+        "showers_per_second": float(np.median(rates)),
+        "spread": float(high - low) / 2,
+        "over_openvino_f32": float(np.median(rates / base)),
+        "milliseconds_batch_1": 1e3 * float(np.median(contestant.times)),
+        "threads_batch_1": contestant.alone.threads,
+        "deviation": contestant.change,
+        "formats": {form: ran.count(form) for form in sorted(set(ran))},
+        "mega_macs": contestant.macs / 1e6,
+        "share_of_peak": 2 * contestant.macs * float(np.median(rates)) / peak[unit] if unit else None,
+        "unit": unit,
+    }
+
+
+def compare(surrogate: Surrogate, folder: Path, seconds: float, quick: bool, peak: dict[str, float]) -> list[dict[str, Any]]:
+    """All contestants on one network, in turns."""
+    field: list[Contestant] = []
+    for contestant in contestants(surrogate, folder, 32 if quick else 256, quick):
+        try:
+            choose(contestant, surrogate, [2] if quick else [1, 8, 32, 64], 0.01 if quick else 0.1, quick)
+        except (MinicarloError, RuntimeError) as error:
+            print(f"  {contestant.name} does not run here: {str(error).splitlines()[0][:120]}", flush=True)
+            continue
+        field.append(contestant)
+    windows = 2 if quick else WINDOWS
+    for number in range(windows):
+        for each in field[number % len(field) :] + field[: number % len(field)]:
+            assert each.settings is not None and each.compiled is not None and each.alone is not None
+            each.rates.append(throughput(surrogate, each.compiled, each.settings.batch, seconds / windows))
+            each.times.append(latency(surrogate, each.alone, 0.2 * seconds / windows))
+    reference = next(each for each in field if each.name == "OpenVINO f32")
+    return [result(each, reference, peak) for each in field]
+
+
+def show(name: str, rows: list[dict[str, Any]]) -> None:
+    print(f"{name}: showers/s on {cores_of()} cores, over plain OpenVINO f32, ms at batch 1, share of peak, change of showers")
+    for row in sorted(rows, key=lambda row: float(row["showers_per_second"])):
+        share = f"{row['share_of_peak']:6.1%} of {row['unit']}" if row["share_of_peak"] else ""
+        shape = f"batch {row['settings']['batch']}, {row['settings']['streams']} streams"
+        print(
+            f"  {row['name']:24s} {row['showers_per_second']:9.0f} +- {row['spread']:<7.0f} {row['over_openvino_f32']:6.2f}  "
+            f"{row['milliseconds_batch_1']:7.3f}  {share:20s} {row['deviation']:8.1e}  {shape}",
+            flush=True,
+        )
+
+
+def plot(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:
+    """Bars of showers per second, a panel for each network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(len(results), 1, figsize=(8, 0.6 + 3.6 * len(results)), layout="constrained", squeeze=False)
+    for axes, (name, rows) in zip(panels[:, 0], results.items(), strict=True):
+        ordered = sorted(rows, key=lambda row: float(row["showers_per_second"]))
+        rates = [row["showers_per_second"] for row in ordered]
+        colours = ["#0072B2" if row["ours"] else "#B0B0B0" for row in ordered]
+        bars = axes.barh([row["name"] for row in ordered], rates, xerr=[row["spread"] for row in ordered], color=colours)
+        axes.bar_label(bars, [f" {rate:,.0f}" for rate in rates], fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlim(0.6 * min(rates), 3 * max(rates))
+        axes.set_title(name, loc="left")
+        axes.set_xlabel("showers per second, all cores")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="gan3d,gan2d,shower2d")
+    parser.add_argument("--seconds", type=float, default=4.0, help="per network and contestant")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--quick", action="store_true", help="seconds in all, for nothing but to see that it runs")
+    options = parser.parse_args()
+    seconds = 0.1 if options.quick else options.seconds
+    results: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        peak = peaks(folder, cores_of(), 0.1 if options.quick else 1.0)
+        print("peak: " + ", ".join(f"{unit} {value / 1e12:.2f} TOP/s" for unit, value in peak.items()), flush=True)
+        for each in options.networks.split(","):
+            results[each] = compare(network(each, folder), folder, seconds, options.quick, peak)
+            show(each, results[each])
+    if options.json:
+        write_json(options.json, {"machine": machine(), "peak": peak, "seconds": seconds, "results": results})
+    if options.plot:
+        plot(options.plot, results)
+
+
+if __name__ == "__main__":
+    main()
