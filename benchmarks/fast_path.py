@@ -15,7 +15,7 @@ from minicarlo.events import EventSet, read_events, write_events
 from minicarlo.hybrid import SurrogateShowers
 from minicarlo.simulators import ParticleList, Particles, Setup, simulate
 from minicarlo.simulators.geant4 import PARTICLES, Geant4Simulator
-from minicarlo.simulators.run import cut
+from minicarlo.simulators.tasks import TASK_EVENTS, cut
 from minicarlo.simulators.workers import Workers
 
 SINGLE_GEV = {1.0: 200, 10.0: 40, 100.0: 6}
@@ -81,7 +81,7 @@ def speed(rounds: int, jobs: int, surrogate: str, precision: str | None, fast_ev
         def run(pool: Workers, listed: ParticleList, number: int) -> tuple[float, float, float]:
             """Seconds, processor seconds, and share of the energy on the fast path."""
             start = time.perf_counter()
-            results = pool.run(cut(listed, fast if pool is fast_pool else full, number, 0, len(listed), 32))
+            results = pool.run(cut(listed, fast if pool is fast_pool else full, number, 0, len(listed), TASK_EVENTS))
             done = list(showers.complete(results, number) if pool is fast_pool else results)
             samples = np.concatenate([batch.samples for _, batch in done])
             particles, counts = listed.particles(0, 0, len(listed))

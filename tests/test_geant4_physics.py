@@ -16,7 +16,8 @@ from minicarlo.events import read_events
 from minicarlo.sampling import EnergyDistribution, event_seed
 from minicarlo.simulators import Primaries, Setup, simulate
 from minicarlo.simulators.geant4 import DATA_SETS, Geant4Simulator
-from minicarlo.simulators.workers import Task, Workers
+from minicarlo.simulators.tasks import Task
+from minicarlo.simulators.workers import Workers
 
 SHARED = os.environ.get("MINICARLO_SHARED")
 pytestmark = pytest.mark.skipif(

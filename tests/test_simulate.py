@@ -31,6 +31,7 @@ from minicarlo.errors import (
     UnknownDetector,
 )
 from minicarlo.events import EventSet, events_info, read_events
+from minicarlo.hybrid import SurrogateShowers
 from minicarlo.simulators import Batch, Session, Setup, drawing, get_simulator, run, shards, simulate
 from minicarlo.simulators.geant4 import DATA_SETS, Geant4Simulator, find_data_sets
 
@@ -500,6 +501,11 @@ class TestFolder:
         monkeypatch.setenv("PRETEND_VERSION", "2")
         with pytest.raises(OutputError, match="generator was 'pretend 1', is 'pretend 2'"):
             simulate(2, "1GeV", output=tmp_path / "run", shard_size=1)
+
+    def test_of_a_simulator_that_cannot_stop_particles_is_not_begun_with_a_surrogate(self, pretend, tmp_path):
+        with pytest.raises(InvalidConfig, match="Simulator pretend cannot stop particles"):
+            simulate(2, "1GeV", output=tmp_path / "run", parameterisation=SurrogateShowers("clic-ecal"))
+        assert list(tmp_path.iterdir()) == []
 
     def test_sums_up_the_seconds_of_its_shards(self, pretend, tmp_path):
         simulate(5, "1GeV", output=tmp_path / "run", shard_size=2, jobs=2)

@@ -29,13 +29,13 @@ from minicarlo.sampling import AngleDistribution, EnergyDistribution, normal_lat
 from minicarlo.simulators import Acceptance, Batch
 from minicarlo.simulators.acceptance import whole_cells
 from minicarlo.simulators.base import Attributes
-from minicarlo.simulators.workers import Task
+from minicarlo.simulators.tasks import Task
 from minicarlo.surrogate import Surrogate
 
 OFFSET = 0.05
 """Largest distance of an entry from where the surrogate was trained, in cells, while nothing else is asked for."""
 
-ANGLE = "0.5deg"
+ANGLE = "0.25deg"
 """Largest angle to the normal while nothing else is asked for."""
 
 _GROUP_PARTICLES, _GROUP_BYTES = 512, 2**26  # showers that are made at a time; events that wait for that

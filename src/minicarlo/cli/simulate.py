@@ -45,7 +45,7 @@ from minicarlo.detectors import CLIC_ECAL
     show_default=True,
     help="Largest distance of an entry from a cell's centre, in cells.",
 )
-@click.option("--fast-angle", default="0.5deg", show_default=True, help="Largest angle to the normal.")
+@click.option("--fast-angle", default="0.25deg", show_default=True, help="Largest angle to the normal.")
 @click.option("--draw", "picture", type=click.Path(path_type=Path), help="Draw the detector with the first shower, as PNG.")
 @json_option
 def command(

@@ -16,7 +16,8 @@ from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
 from minicarlo.simulators.base import FloatArray, Primaries, Setup, Track
 from minicarlo.simulators.incidence import incidence
 from minicarlo.simulators.registry import get_simulator
-from minicarlo.simulators.workers import Task, Workers
+from minicarlo.simulators.tasks import Task
+from minicarlo.simulators.workers import Workers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,18 +19,17 @@ from minicarlo.errors import InvalidCondition, InvalidConfig
 from minicarlo.events import ENERGY, EventSet, read_conditions, write_events
 from minicarlo.files import check_writable
 from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
-from minicarlo.simulators.acceptance import FAST, FAST_ENERGY, FATE_CONDITIONS, Acceptance, accounts
-from minicarlo.simulators.base import Attributes, Batch, Particles, Primaries, Setup
+from minicarlo.simulators.acceptance import FAST_ENERGY, FATE_CONDITIONS, Acceptance, accounts
+from minicarlo.simulators.base import Attributes, Batch, Setup
 from minicarlo.simulators.incidence import incidence
 from minicarlo.simulators.registry import get_simulator
 from minicarlo.simulators.shards import Shard, buffer, check_same_origin, claim, is_file, shards
 from minicarlo.simulators.sources import Beam, ParticleList, Source, read_particles
-from minicarlo.simulators.workers import Task, Workers
+from minicarlo.simulators.tasks import TASK_EVENTS, Task, cut
+from minicarlo.simulators.workers import Workers
 
 SHARD_SIZE = 1000
 """Events of a shard: a minute or two of Geant4, which is what a kill can cost at most."""
-
-_TASK_EVENTS, _TASK_MEV = 32, 50e3  # a quarter of a second of Geant4: how often progress is seen
 
 
 @dataclass(frozen=True)
@@ -142,31 +141,6 @@ class _Run:
         return EventSet(conditions, samples, self.setup.detector.name, attributes)
 
 
-def cut(source: Source, setup: Setup, seed: int, start: int, stop: int, most: int) -> Iterator[Task]:
-    """Events start .. stop - 1 in tasks of at most `most` events and, beyond one event, _TASK_MEV for the simulator to track."""
-    particles, counts = source.particles(seed, start, stop - start)
-    ends = np.cumsum(counts)
-    sums = np.cumsum(_tracked(particles, setup))[ends - 1]
-    begin = 0
-    while begin < stop - start:
-        spent, first = (sums[begin - 1], ends[begin - 1]) if begin else (0.0, 0)
-        affordable = int(np.searchsorted(sums, spent + _TASK_MEV, "right"))
-        end = min(max(affordable, begin + 1), begin + most, stop - start)
-        seeds = np.array([event_seed(seed, start + index) for index in range(begin, end)], np.int64)
-        primaries = Primaries(particles[first : ends[end - 1]], counts[begin:end], seeds)
-        yield Task(start + begin, primaries, source.row(start + begin))
-        begin = end
-
-
-def _tracked(particles: Particles, setup: Setup) -> NDArray[np.float64]:
-    """Energies in MeV (m,) of what is tracked, zero for what will be stopped."""
-    energies = particles.energies.astype(np.float64)
-    if setup.acceptance is not None:
-        fates = [setup.acceptance.fate(setup.detector, name, *numbers) for name, *numbers, _ in particles.rows()]
-        energies[np.array(fates) == FAST] = 0
-    return energies
-
-
 def simulate(
     n: int | None = None,
     energy: str | EnergyDistribution | None = None,
@@ -232,7 +206,7 @@ def simulate(
         missing = [shard for shard in every if shard not in finished]
         new = sum(map(len, missing))
         jobs = min(jobs, max(new, 1))
-        most = min(_TASK_EVENTS, math.ceil(max(new, 1) / (4 * jobs)))
+        most = min(TASK_EVENTS, math.ceil(max(new, 1) / (4 * jobs)))
         seconds, done = 0.0, n - new
         if progress is not None:
             progress(done, n)
@@ -255,6 +229,10 @@ def simulate(
                         samples[filled : filled + len(task.primaries)] = made.samples
                         if made.fates is not None:
                             fates.append(made.fates)
+                        elif parameterisation is not None:
+                            raise InvalidConfig(
+                                f"Simulator {engine.name} cannot stop particles for a surrogate: leave the surrogate out."
+                            )
                         filled += len(task.primaries)
                         done += len(task.primaries)
                         spent += made.seconds

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,7 +120,7 @@ class ParticleList:
         """The number of events."""
         return len(self._counts)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """See Source."""
         return tuple(sorted(set(self._particles.names.tolist())))
@@ -164,16 +165,17 @@ class ParticleList:
 
     def request(self) -> dict[str, Any]:
         """See Source."""
-        return {"particle": ", ".join(self.names), "conditions": self._description()}
+        return {"particle": ", ".join(self.names), "conditions": self._description}
 
     def attributes(self) -> Attributes:
         """See Source."""
         return {
             "particle": ", ".join(self.names),
-            "energy_distribution": self._description(),
+            "energy_distribution": self._description,
             "entry": "front face, where listed, no magnetic field",
         }
 
+    @cached_property
     def _description(self) -> str:
         digest = hashlib.sha256(self._counts.astype("<i8").tobytes())
         digest.update("\n".join(self._particles.names.tolist()).encode())

@@ -22,18 +22,10 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any
 
 from minicarlo.errors import MinicarloError, SimulationError
-from minicarlo.simulators.base import Attributes, Batch, Primaries, Setup, Simulator
+from minicarlo.simulators.base import Attributes, Batch, Setup, Simulator
+from minicarlo.simulators.tasks import Task
 
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from minicarlo.simulators import workers; workers.serve({handle})"
-
-
-@dataclass(frozen=True)
-class Task:
-    """Events to simulate: index of the first, what enters, and the number of particles in all events before."""
-
-    first: int
-    primaries: Primaries
-    row: int = 0
 
 
 @dataclass
