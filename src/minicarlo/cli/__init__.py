@@ -16,6 +16,7 @@ _VERBS = {
     "train": "Train a generator on an event set.",
     "optimise": "Rewrite a surrogate's graph into a faster one for the same showers.",
     "tune": "Lower a surrogate's precision as far as a criterion allows.",
+    "audit": "Check that a network's low-precision kernels compute what they should.",
     "generate": "Generate events with a surrogate.",
     "validate": "Compare an event set with a reference, with uncertainties.",
     "bench": "Measure how fast a surrogate is, as ratios from one run.",

@@ -138,6 +138,8 @@ def command(
         facts["against Monte Carlo"] = (
             f"fp32 {mc['fp32']:.4f}, tuned {mc['tuned']:.4f} (difference {mc['low']:+.4f} to {mc['high']:+.4f})"
         )
+    for check in result.wrong_kernels:
+        facts[f"wrong on this machine: {check['layer']}"] = f"{check['format']} ({check['kernel']}), not offered"
     click.echo(key_values(facts))
 
 

@@ -23,6 +23,7 @@ class History:
         self.path = path
         self.trials: list[Trial] = []
         self.sensitivities: dict[tuple[str, str], float] = {}
+        self.wrong_kernels: list[dict[str, Any]] | None = None
         header = {"kind": "request", **request}
         lines = _complete_lines(path)
         if lines and _parse(lines[0]) == _parse(_line(header)):
@@ -40,6 +41,11 @@ class History:
         """Keep what one layer alone in one format does; infinity is written as null."""
         self.sensitivities[layer, form] = value
         self._append({"kind": "sensitivity", "layer": layer, "format": form, "value": value, "seconds": seconds})
+
+    def add_audit(self, wrong_kernels: list[dict[str, Any]]) -> None:
+        """Keep which kernels the audit found wrong, a dictionary each."""
+        self.wrong_kernels = wrong_kernels
+        self._append({"kind": "audit", "wrong": wrong_kernels})
 
     def content(self) -> bytes:
         """The file as it is."""
@@ -61,9 +67,11 @@ class History:
                 self.sensitivities[entry["layer"], entry["format"]] = (
                     math.inf if entry["value"] is None else float(entry["value"])
                 )
+            elif entry.get("kind") == "audit":
+                self.wrong_kernels = [{**check} for check in entry["wrong"]]
         except (KeyError, TypeError, ValueError):
             return False
-        return entry.get("kind") in ("trial", "sensitivity")
+        return entry.get("kind") in ("trial", "sensitivity", "audit")
 
     def _rewrite(self, lines: list[str]) -> None:
         try:

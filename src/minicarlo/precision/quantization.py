@@ -78,6 +78,22 @@ class Quantizer:
         self.layers = _layers(self._model, self._names, batches[0])
         self._quantised: dict[str, QuantisedLayer] | None = None
 
+    @property
+    def model(self) -> openvino.Model:
+        """The float32 graph that plans are applied to; nobody changes it."""
+        return self._model
+
+    @property
+    def operations(self) -> Mapping[str, str]:
+        """Name of the operation to name of the layer."""
+        return self._names
+
+    def quantised(self) -> Mapping[str, QuantisedLayer]:
+        """What makes a layer int8, for every layer that NNCF quantises."""
+        if self._quantised is None:
+            self._quantised = read_quantised(self._calibrated(), self._names)
+        return self._quantised
+
     @classmethod
     def of(cls, subject: Subject) -> Quantizer:
         """The quantizer of what is tuned."""
@@ -87,11 +103,8 @@ class Quantizer:
         """The model in which each layer has the format of `plan` and everything else is float32."""
         model, chosen = self._model, set(plan.layers_in("int8"))
         if chosen:
-            if self._quantised is None:
-                self._quantised = read_quantised(self._calibrated(), self._names)
-            model = transplant(
-                self._model, self._names, {name: self._quantised[name] for name in chosen if name in self._quantised}
-            )
+            quantised = self.quantised()
+            model = transplant(self._model, self._names, {name: quantised[name] for name in chosen if name in quantised})
         if plan.inference_precision == "bf16":
             model = keep_biases_apart(model, {operation for operation, layer in self._names.items() if plan[layer] == "fp32"})
         xml, weights = _serialise(model)

@@ -17,6 +17,8 @@ from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import events_info
 from minicarlo.files import check_writable
 from minicarlo.models import Inputs
+from minicarlo.precision.audit import FORMATS as AUDITED
+from minicarlo.precision.audit import check_kernels
 from minicarlo.precision.cost import LayerCost
 from minicarlo.precision.criterion import Comparison
 from minicarlo.precision.evaluation import Evaluation
@@ -53,8 +55,8 @@ class TuneResult:
     says why. `trials` counts every plan that was run, sensitivity probes included, `full_evaluations` those that the criterion
     judged, each on as many events as its verdict needed; `events` counts these events, probes included. `criterion` has
     `name`, `reference` (fp32 against itself: zero), `value`, `low`, `high` (on held-out events), `tolerance`, `confidence` and
-    `floor` (two independent fp32 samples). `speedup` is relative to fp32, measured (or estimated from multiply-accumulates with
-    `objective="macs"`).
+    `floor` (two independent fp32 samples). `wrong_kernels` were not offered to the search. `speedup` is relative to fp32,
+    measured (or estimated from multiply-accumulates with `objective="macs"`).
     """
 
     accepted: bool
@@ -71,6 +73,7 @@ class TuneResult:
     path: str
     interrupted: bool = False
     monte_carlo: dict[str, Any] | None = None
+    wrong_kernels: tuple[dict[str, Any], ...] = ()
     history: tuple[Trial, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,7 +184,8 @@ def tune(
         progress=progress,
         status=status,
     )
-    offered = {layer.name: allowed for layer in quantizer.layers}
+    wrong = {(check["layer"], check["format"]) for check in study.wrong_kernels(allowed)}
+    offered = {layer.name: tuple(f for f in allowed if (layer.name, f) not in wrong) for layer in quantizer.layers}
     search = chosen_strategy(
         Problem(quantizer.layers, offered, tolerance, study.sensitivity, study.cost, max_trials=max_trials, seed=seed)
     )
@@ -251,6 +255,14 @@ class Study:
         self._probe_seconds = 0.0
         self.cost = LayerCost(quantizer.layers, None if timing_seconds is None else self._layer_seconds)
         self.trials: list[Trial] = []
+
+    def wrong_kernels(self, formats: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The kernels that compute something else than they should (see `minicarlo.precision.audit`); none for fp32."""
+        if self._history.wrong_kernels is None:
+            self._tell("whether the kernels compute what they should")
+            checks = check_kernels(self._subject, self._quantizer, [form for form in formats if form in AUDITED])
+            self._history.add_audit([plain(check.__dict__) for check in checks if check.wrong])
+        return self._history.wrong_kernels or []
 
     def evaluate(self, plan: Plan) -> Trial:
         """Run a plan and judge it; what an earlier run of the same request found is not run again."""
@@ -405,6 +417,7 @@ class Study:
             path=str(output),
             interrupted=self.interrupted,
             monte_carlo=self._confirmation(best) or None if best is not None else next(iter(self._confirmations.values()), None),
+            wrong_kernels=tuple(self._history.wrong_kernels or ()),
             history=tuple(self.trials),
         )
         self._write(output, plan, result)

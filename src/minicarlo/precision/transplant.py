@@ -55,7 +55,7 @@ def transplant(model: openvino.Model, names: Mapping[str, str], layers: Mapping[
     made: dict[tuple[str, int], Any] = {}
     for name in chosen:
         op, layer = operations[name], layers[names[name]]
-        op.input(1).replace_source_output(_copied(layer.weights).output(0))
+        op.input(1).replace_source_output(copied(layer.weights).output(0))
         if layer.bias is not None:
             _set_bias(op, layer.bias)
         if all(_leads_to(operations[entry.consumer], chosen) for entry in layer.ranges):
@@ -63,7 +63,7 @@ def transplant(model: openvino.Model, names: Mapping[str, str], layers: Mapping[
                 _quantise_input(operations[entry.consumer].input(entry.port), entry.bounds, entry.levels, made)
         else:  # another layer shares a carrier and must not see the rounding: quantise right before this one
             last = [entry for entry in layer.ranges if entry.consumer == name] or list(layer.ranges)
-            _quantise_input(op.input(0), _union(last), last[0].levels, made)
+            _quantise_input(op.input(0), range_union(last), last[0].levels, made)
     copy.validate_nodes_and_infer_types()
     return copy
 
@@ -84,7 +84,7 @@ def keep_biases_apart(model: openvino.Model, operations: set[str]) -> openvino.M
             or op.output(0).get_partial_shape().rank.get_length() != 2
         ):
             continue
-        port = _bias_input(op)
+        port = bias_input(op)
         if port is None:
             continue
         add = port.get_node()
@@ -142,7 +142,7 @@ def _quantise_input(
     port.replace_source_output(made[key].output(0))
 
 
-def _union(ranges: list[Range]) -> tuple[NDArray[np.float32], ...]:
+def range_union(ranges: list[Range]) -> tuple[NDArray[np.float32], ...]:
     """One range for values that have several."""
     if len(ranges) == 1:
         return ranges[0].bounds
@@ -152,7 +152,7 @@ def _union(ranges: list[Range]) -> tuple[NDArray[np.float32], ...]:
     )
 
 
-def _bias_input(op: Any) -> Any | None:  # noqa: ANN401
+def bias_input(op: Any) -> Any | None:  # noqa: ANN401
     """The input that holds the constant added right after `op`."""
     targets = list(op.output(0).get_target_inputs())
     if len(targets) == 1 and _is(targets[0].get_node(), "Add"):
@@ -163,25 +163,25 @@ def _bias_input(op: Any) -> Any | None:  # noqa: ANN401
 
 
 def _bias(op: Any) -> NDArray[np.float32] | None:  # noqa: ANN401
-    port = _bias_input(op)
+    port = bias_input(op)
     return None if port is None else np.array(port.get_source_output().get_node().get_data(), np.float32)
 
 
 def _set_bias(op: Any, bias: NDArray[np.float32]) -> None:  # noqa: ANN401
     from openvino import opset13
 
-    port = _bias_input(op)
+    port = bias_input(op)
     if port is not None:
         port.replace_source_output(opset13.constant(bias).output(0))
 
 
-def _copied(node: Any) -> Any:  # noqa: ANN401
+def copied(node: Any) -> Any:  # noqa: ANN401
     """A copy of a node that is computed from constants: int8 values, conversion, zero point, scale, reshape."""
     from openvino import opset13
 
     if _is(node, "Constant"):
         return opset13.constant(node.get_data(), node.get_element_type())
-    sources = [_copied(value.get_node()) for value in node.input_values()]
+    sources = [copied(value.get_node()) for value in node.input_values()]
     kind = node.get_type_name()
     if kind == "Convert":
         return opset13.convert(sources[0], node.get_output_element_type(0).to_string())
