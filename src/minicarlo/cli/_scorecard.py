@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from minicarlo.cli._common import format_number, format_seconds, format_with_error, table
 from minicarlo.fidelity.scorecard import (
     DIFFERS,
@@ -92,13 +94,17 @@ def _words(score: ObservableScore) -> str:
 
 
 def _places(score: ObservableScore) -> str:
-    """The worst layer and the worst bin of energy of what differs."""
+    """The worst layer and the worst bins of energy and angles of what differs."""
     if score.verdict != DIFFERS:
         return ""
     places = [f"layer {score.worst_layer}"] if score.worst_layer is not None else []
     if score.bins and score.worst_bin is not None and score.bins[score.worst_bin].verdict == DIFFERS:
         worst = score.bins[score.worst_bin]
         places.append(f"{format_number((worst.low or 0) / 1000)}-{format_number((worst.high or 0) / 1000)} GeV")
+    for angle, found in (score.angles or {}).items():
+        if (worst := found.bins[found.worst_bin]).verdict == DIFFERS:
+            low, high = (math.degrees(limit or 0) for limit in (worst.low, worst.high))
+            places.append(f"{angle.removeprefix('incident_')} {low:.3g}-{high:.3g}°")
     return ", ".join(places)
 
 

@@ -44,7 +44,8 @@ class Bins:
         places = [np.searchsorted(edges, values.astype(np.float64), side="right") - 1 for values in (reference, candidate)]
         counts = [np.bincount(place[(place >= 0) & (place < number)], minlength=number) for place in places]
         index = np.concatenate(places)
-        held_out = np.array([any(low <= middle < high for low, high in ranges) for middle in np.sqrt(edges[:-1] * edges[1:])])
+        middles = (edges[:-1] + edges[1:]) / 2
+        held_out = np.array([any(low <= middle < high for low, high in ranges) for middle in middles])
         return cls(edges, np.where(index < number, index, -1), np.minimum(*counts), held_out)
 
     def __len__(self) -> int:
@@ -104,8 +105,8 @@ class InBins:
 def angle_bins(reference: Measured, candidate: Measured) -> dict[str, Bins]:
     """Bins of equal width of every angle of incidence that is not the same in all events, some 200 events in each."""
     found = {}
-    for name, ours in reference.angles.items():
-        theirs = candidate.angles[name]
+    for name in reference.angles.keys() & candidate.angles.keys():
+        ours, theirs = reference.angles[name], candidate.angles[name]
         low, high = (float(pick([pick(ours), pick(theirs)])) for pick in (np.min, np.max))
         number = int(np.clip(min(len(ours), len(theirs)) // 200, 1, _ANGLES))
         if high - low > _ONE_ANGLE and number > 1:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
 from minicarlo.errors import IncompatibleEventSets, InvalidConfig
-from minicarlo.events import EventSet
+from minicarlo.events import PHI, THETA, EventSet
 from minicarlo.fidelity import tables
 from minicarlo.fidelity.binning import energy_edges
 from minicarlo.fidelity.classifiers import CLASSIFIERS_ALPHA, DEFAULT, METHODS, check_classifiers, classifier_score
@@ -27,6 +27,7 @@ from minicarlo.fidelity.scorecard import DIFFERS, INDISTINGUISHABLE, NOT_ENOUGH,
 from minicarlo.fidelity.verdicts import FEWEST, POWER, TOLERANCES, headline
 
 _HALVES = 20
+_ONE_ANGLE = 1e-3  # rad
 
 
 def validate(
@@ -294,3 +295,18 @@ def _check_compatible(ours: Measured, theirs: Measured) -> None:
             f"The incident energies are distributed differently: reference {ranges[0]}, candidate {ranges[1]}. "
             "Generate the candidate at the reference's own energies (minicarlo generate --conditions REFERENCE)."
         )
+    _check_angles(ours, theirs)
+
+
+def _check_angles(ours: Measured, theirs: Measured) -> None:
+    """Where there are none, particles come along the normal."""
+    for name in (THETA, PHI):
+        angles = [measured.angles.get(name, np.zeros(len(measured))) for measured in (ours, theirs)]
+        gap = max(abs(one - two) for one, two in zip(*((part.min(), part.max()) for part in angles), strict=True))
+        span = float(np.ptp(np.concatenate(angles)))
+        if gap > max(_ONE_ANGLE, span * 20 / min(map(len, angles))) or ks_2samp(*angles).pvalue < 1e-6:
+            ranges = [f"{np.degrees(part.min()):.4g} to {np.degrees(part.max()):.4g} degrees" for part in angles]
+            raise IncompatibleEventSets(
+                f"The angles of incidence ({name}) are distributed differently: reference {ranges[0]}, candidate {ranges[1]}. "
+                "Give a candidate of the reference's own angles."
+            )

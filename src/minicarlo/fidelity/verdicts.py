@@ -27,8 +27,9 @@ columns (distances, layers, bins of energy); the first that shows it counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,6 +39,8 @@ from scipy.special import chndtrinc, ndtr
 from minicarlo.fidelity.distances import Float
 from minicarlo.fidelity.resampling import Resampled, moments_of_others
 from minicarlo.fidelity.scorecard import Headline
+
+Key = TypeVar("Key", bound=Hashable)
 
 POWER = 0.9
 FEWEST = 50
@@ -77,40 +80,51 @@ class Family:
     def __post_init__(self) -> None:
         self.columns: dict[str, dict[str, Float]] = {}
         """Scores of every column of every kind, on the scale of the family."""
-        largest: dict[str, Float] = {}
-        for name, kinds in self.parts.items():
-            columns, null = {}, {}
-            for kind, part in kinds.items():
-                value, permuted = part.scores()
-                balance = Balance.of(np.append(value.max(), permuted.max(axis=1)))
-                columns[kind], null[kind] = balance[0](value), balance[1:](permuted.max(axis=1))
-            found = np.max(list(null.values()), axis=0)
-            balance = Balance.of(np.append(max(column.max() for column in columns.values()), found))
-            self.columns[name] = {kind: balance[0](column) for kind, column in columns.items()}
-            largest[name] = balance[1:](found)
-        self._largest = np.max(list(largest.values()), axis=0)
+        scores = {name: {kind: part.scores() for kind, part in kinds.items()} for name, kinds in self.parts.items()}
+        every = {
+            name: {kind: np.append(value.max(), null.max(axis=1)) for kind, (value, null) in kinds.items()}
+            for name, kinds in scores.items()
+        }
+        inner = self._balance_kinds(every)
+        largest = {
+            name: np.max([balance(every[name][kind]) for kind, balance in kinds.items()], axis=0) for name, kinds in inner.items()
+        }
+        outer = balances(largest, dict.fromkeys(largest, ""))
+        for name, kinds in scores.items():
+            self.columns[name] = {kind: outer[name][0](inner[name][kind][0](value)) for kind, (value, _) in kinds.items()}
+        self._largest = np.max([outer[name](found)[1:] for name, found in largest.items()], axis=0)
         self.p_values = {
             name: self.p_value(max(column.max() for column in kinds.values())) for name, kinds in self.columns.items()
         }
         self.critical = self._critical()
 
+    def _balance_kinds(self, largest: Mapping[str, Mapping[str, Float]]) -> dict[str, dict[str, Balance]]:
+        """A balance for the largest scores of every observable's every kind."""
+        flat = {(name, kind): found for name, kinds in largest.items() for kind, found in kinds.items()}
+        alike = {(name, kind): (kind, len(self.parts[name][kind].value) > 1) for name, kind in flat}
+        found = balances(flat, alike)
+        return {name: {kind: found[name, kind] for kind in kinds} for name, kinds in largest.items()}
+
     def _critical(self) -> dict[str, dict[str, float]]:
         """The score of a column of every kind above which it differs, from the permutations alone."""
-        inner: dict[str, dict[str, Balance]] = {}
-        outer: dict[str, Balance] = {}
-        largest = []
-        for name, kinds in self.parts.items():
-            null = {kind: part.null_scores().max(axis=1) for kind, part in kinds.items()}
-            balance = {kind: Balance.of(scores) for kind, scores in null.items()}
-            found = np.max([balance[kind](scores) for kind, scores in null.items()], axis=0)
-            largest.append(Balance.of(found)(found))
-            inner[name] = {kind: Balance.of(np.append(0.0, scores))[0] for kind, scores in null.items()}
-            found = np.max([inner[name][kind](scores) for kind, scores in null.items()], axis=0)
-            outer[name] = Balance.of(np.append(0.0, found))[0]
-        critical = critical_score(np.max(largest, axis=0), self.alpha)
+        null = {
+            name: {kind: part.null_scores().max(axis=1) for kind, part in kinds.items()} for name, kinds in self.parts.items()
+        }
+        # by all others for every permutation, and by all permutations for what stands first
+        inner = self._balance_kinds(null)
+        whole = self._balance_kinds(
+            {name: {kind: np.append(0, one) for kind, one in kinds.items()} for name, kinds in null.items()}
+        )
+        largest, seen = {}, {}
+        for name, kinds in null.items():
+            largest[name] = np.max([inner[name][kind](found) for kind, found in kinds.items()], axis=0)
+            seen[name] = np.append(0, np.max([whole[name][kind][0](found) for kind, found in kinds.items()], axis=0))
+        outer = balances(largest, dict.fromkeys(largest, ""))
+        all_outer = balances(seen, dict.fromkeys(seen, ""))
+        critical = critical_score(np.max([outer[name](found) for name, found in largest.items()], axis=0), self.alpha)
         return {
-            name: {kind: float(balance.inverse(outer[name].inverse(critical))) for kind, balance in kinds.items()}
-            for name, kinds in inner.items()
+            name: {kind: float(balance[0].inverse(all_outer[name][0].inverse(critical))) for kind, balance in kinds.items()}
+            for name, kinds in whole.items()
         }
 
     def p_value(self, score: float) -> float:
@@ -204,18 +218,13 @@ class Balance:
 
     One column is then as far from chance as the largest of a thousand; in their own units, a thousand would hide the one, and
     in units of the standard deviation alone those with the longest tail all others. The distribution is taken as a shifted
-    gamma (Pearson's type III), whose cube root is nearly Gaussian (Wilson and Hilferty).
+    gamma (Pearson's type III), whose cube root is nearly Gaussian (Wilson and Hilferty). Each of P samples is judged by all
+    others: what is far from them must not widen the scale that it is measured on.
     """
 
     mean: Float
     spread: Float
     skewness: Float
-
-    @classmethod
-    def of(cls, largest: Float) -> Balance:
-        """Of every sample (P,) by all others: what is far from them must not widen the scale that it is measured on."""
-        mean, spread, skewness = moments_of_others(largest)
-        return cls(mean, np.where(spread > 1e-12, spread, 1.0), np.clip(skewness, 0, _SKEWEST))
 
     def __getitem__(self, which: int | slice) -> Balance:
         return Balance(self.mean[which], self.spread[which], self.skewness[which])
@@ -231,6 +240,22 @@ class Balance:
         skewness = np.maximum(self.skewness, _STRAIGHT)
         x = 2 / skewness * ((skewness / 6 * (np.asarray(scores) - skewness / 6) + 1) ** 3 - 1)
         return np.asarray(self.mean + self.spread * x)
+
+
+def balances(largest: Mapping[Key, Float], alike: Mapping[Key, Hashable]) -> dict[Key, Balance]:
+    """A balance for every set of samples (P,); those that are `alike` have one skewness, the median of theirs.
+
+    A few hundred samples know a skewness to 0.2 only, which far out in the tail is much.
+    """
+    moments = {key: moments_of_others(samples) for key, samples in largest.items()}
+    groups: dict[Hashable, list[Float]] = {}
+    for key, (_, _, skewness) in moments.items():
+        groups.setdefault(alike[key], []).append(skewness)
+    shared = {group: np.clip(np.median(found, axis=0), 0, _SKEWEST) for group, found in groups.items()}
+    return {
+        key: Balance(mean, np.where(spread > 1e-12, spread, 1.0), shared[alike[key]])
+        for key, (mean, spread, _) in moments.items()
+    }
 
 
 def headline(family: Family) -> Headline | None:

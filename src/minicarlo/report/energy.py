@@ -1,4 +1,4 @@
-"""Plots against incident energy: response and resolution, the CERN figure, and every observable in every bin."""
+"""Plots against incident energy: response and resolution, the CERN figure; every observable in every bin of energy or angle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
 
-from minicarlo.fidelity.scorecard import DIFFERS, NOT_ENOUGH, CernBin, CernScore, ObservableScore, ResolutionFit, Scorecard
+from minicarlo.events import ENERGY, PHI, THETA
+from minicarlo.fidelity.scorecard import (
+    DIFFERS,
+    NOT_ENOUGH,
+    AngleBins,
+    BinScore,
+    CernBin,
+    CernScore,
+    ObservableScore,
+    ResolutionFit,
+    Scorecard,
+)
 from minicarlo.report.figure import (
     FLOOR,
     FULL,
@@ -37,6 +48,11 @@ from minicarlo.report.names import gev, observable_title
 
 _SMALLEST_P = 1e-3
 _WORTH_A_FRAME = 0.5
+_LABELS = {
+    ENERGY: "incident energy [GeV]",
+    THETA: "angle to the normal of the front face [degrees]",
+    PHI: "azimuthal angle of incidence [degrees]",
+}
 
 
 def against_energy(
@@ -156,42 +172,55 @@ def _energy_axis(axes: Axes, low: Array, high: Array) -> None:
     axes.set_xlabel("incident energy [GeV]")
 
 
-def conditional(observables: Mapping[str, ObservableScore], *, title: str) -> Picture:
-    """p-values of every observable that has bins of incident energy, as a table of colours; the worst bin of each is framed.
+def conditional(observables: Mapping[str, ObservableScore], *, title: str, condition: str = ENERGY) -> Picture:
+    """p-values of every observable that has bins of a condition, as a table of colours; the worst bin of each is framed.
 
-    A cross means that the observable differs in the bin, `n` that the bin has not enough events.
+    `condition`: incident energy, or the name of an angle of incidence. A cross means that the observable differs in the bin, `n`
+    that the bin has not enough events.
     """
-    rows = {name: score for name, score in observables.items() if score.bins}
-    bins = next(iter(rows.values())).bins or []
-    p_values = np.array([array([entry.p_value for entry in score.bins or ()]) for score in rows.values()])
+    rows = {name: found for name, score in observables.items() if (found := _bins_of(score, condition))}
+    bins = next(iter(rows.values())).bins
+    words = [_limit_words(entry, condition) for entry in bins]
+    p_values = np.array([array([entry.p_value for entry in row.bins]) for row in rows.values()])
     with drawing(FULL, 0.25 * len(rows) + 0.9, "constrained") as figure:
         axes = figure.subplots()
         drawn = axes.imshow(p_values, norm=LogNorm(_SMALLEST_P, 1, clip=True), cmap="YlOrBr_r", aspect="auto")
-        for row, score in enumerate(rows.values()):
-            for column, entry in enumerate(score.bins or ()):
+        for number_of_row, row in enumerate(rows.values()):
+            for column, entry in enumerate(row.bins):
                 dark = entry.p_value is not None and entry.p_value < 0.012
-                color = "white" if dark else REFERENCE_LINE
                 axes.text(
-                    column, row, _cell_words(entry.verdict, entry.p_value), ha="center", va="center", fontsize=8, color=color
+                    column,
+                    number_of_row,
+                    _cell_words(entry.verdict, entry.p_value),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else REFERENCE_LINE,
                 )
-            if score.worst_bin is not None and p_values[row, score.worst_bin] < _WORTH_A_FRAME:
-                axes.add_patch(Rectangle((score.worst_bin - 0.48, row - 0.46), 0.96, 0.92, fill=False, linewidth=1.6))
-        axes.set_xticks(range(len(bins)), [_bin_words(entry.low, entry.high, entry.held_out) for entry in bins])
+            if p_values[number_of_row, row.worst_bin] < _WORTH_A_FRAME:
+                corner = (row.worst_bin - 0.48, number_of_row - 0.46)
+                axes.add_patch(Rectangle(corner, 0.96, 0.92, fill=False, linewidth=1.6))
+        axes.set_xticks(range(len(bins)), words)
         axes.set_yticks(range(len(rows)), [plain(observable_title(name)) for name in rows])
         axes.tick_params(which="both", length=0)
         axes.set_xticks(np.arange(1, len(bins)) - 0.5, minor=True)
         axes.set_yticks(np.arange(1, len(rows)) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1, linestyle="-")
-        axes.set_xlabel("incident energy [GeV]")
+        axes.set_xlabel(_LABELS.get(condition, plain(condition)))
         figure.colorbar(drawn, ax=axes, label="p-value", pad=0.01, aspect=30)
-        header = ("observable", *(_bin_words(entry.low, entry.high, entry.held_out) for entry in bins), "worst bin")
         table = [
-            (observable_title(name), *(_cell_words(e.verdict, e.p_value) for e in score.bins or ()), _worst_bin(score))
-            for name, score in rows.items()
+            (observable_title(name), *(_cell_words(e.verdict, e.p_value) for e in row.bins), words[row.worst_bin])
+            for name, row in rows.items()
         ]
-        differing = sum(entry.verdict == DIFFERS for score in rows.values() for entry in score.bins or ())
-        alt = f"{title}: {differing} of {p_values.size} pairs of observable and energy bin differ"
-        return Picture(figure, alt, Table(header, tuple(table)))
+        differing = sum(entry.verdict == DIFFERS for row in rows.values() for entry in row.bins)
+        alt = f"{title}: {differing} of {p_values.size} pairs of observable and bin differ"
+        return Picture(figure, alt, Table(("observable", *words, "worst bin"), tuple(table)))
+
+
+def _bins_of(score: ObservableScore, condition: str) -> AngleBins | None:
+    if condition != ENERGY:
+        return (score.angles or {}).get(condition)
+    return AngleBins(bins=score.bins, worst_bin=score.worst_bin or 0) if score.bins else None
 
 
 def _cell_words(verdict: str, p_value: float | None) -> str:
@@ -199,10 +228,8 @@ def _cell_words(verdict: str, p_value: float | None) -> str:
     return f"✗ {p}" if verdict == DIFFERS else f"{p} n" if verdict == NOT_ENOUGH else p
 
 
-def _bin_words(low: float | None, high: float | None, held_out: bool) -> str:
-    return f"{gev(low)} – {gev(high)}" + " held out" * held_out
-
-
-def _worst_bin(score: ObservableScore) -> str:
-    bins: Sequence[Any] = score.bins or ()
-    return "–" if score.worst_bin is None else _bin_words(bins[score.worst_bin].low, bins[score.worst_bin].high, False)
+def _limit_words(entry: BinScore, condition: str) -> str:
+    if condition == ENERGY:
+        return f"{gev(entry.low)} – {gev(entry.high)}" + " held out" * entry.held_out
+    low, high = (np.degrees(limit or 0.0) for limit in (entry.low, entry.high))
+    return f"{low:.3g} – {high:.3g}"

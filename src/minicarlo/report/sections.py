@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from minicarlo.events import PHI, THETA
 from minicarlo.fidelity.scorecard import Scorecard
 from minicarlo.report import classifiers, energy, images, speed, tuning
 from minicarlo.report.contents import Group, Note, Plot, Section
@@ -37,6 +38,11 @@ _TUNING = (
 _IMAGES = (
     "Mean of all showers, projected along the third axis. One logarithmic scale of colours per row; ratios from half to double."
 )
+_BY_ANGLE = (
+    "p-values of every observable, at fixed incident energy, in bins of the angles of incidence, corrected for the number of "
+    "tests. ✗: differs; n: not enough events for the tolerance. The worst bin of each observable is framed."
+)
+_ANGLES = {THETA: "angle to the normal", PHI: "azimuth"}
 _IMAGE_TITLES = {"zx": "Side view", "zy": "View from above", "xy": "Front view"}
 
 
@@ -51,6 +57,7 @@ def sections(
     found = [
         Section("Scores", _SCORES, tables=(("", observable_scores(cards)),)),
         Section("By energy", _CONDITIONAL, _conditional(cards)),
+        Section("By angle", _BY_ANGLE, _by_angle(cards)),
         *observable_sections(cards, reference),
         _average_showers(cards, reference),
         _correlations(cards, reference),
@@ -66,6 +73,22 @@ def _conditional(cards: Mapping[str, Scorecard]) -> tuple[Group, ...]:
         Plot(label, energy.conditional(card.observables, title=f"p-values by energy of {label}"))
         for label, card in cards.items()
         if any(score.bins for score in card.observables.values())
+    )
+    return (Group("", plots, "one"),) if plots else ()
+
+
+def _by_angle(cards: Mapping[str, Scorecard]) -> tuple[Group, ...]:
+    angles = dict.fromkeys(
+        angle for card in cards.values() for score in card.observables.values() for angle in score.angles or ()
+    )
+    plots = tuple(
+        Plot(
+            f"{label}, {_ANGLES.get(angle, angle)}",
+            energy.conditional(card.observables, title=f"p-values by angle of {label}", condition=angle),
+        )
+        for angle in sorted(angles, reverse=True)
+        for label, card in cards.items()
+        if any(angle in (score.angles or ()) for score in card.observables.values())
     )
     return (Group("", plots, "one"),) if plots else ()
 
