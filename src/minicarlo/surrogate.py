@@ -31,6 +31,7 @@ from minicarlo.graph.safety import check_ir, check_onnx
 MANIFEST = "surrogate.json"
 FP32 = "fp32.onnx"
 TUNED_XML, TUNED_BIN, TUNED_PLAN, TUNED_HISTORY = "tuned/model.xml", "tuned/model.bin", "tuned/plan.json", "tuned/history.jsonl"
+TUNED_YAML = "tuned/plan.yaml"
 
 # Every file a surrogate may have, and how many bytes it may hold.
 _LARGEST = {
@@ -39,6 +40,7 @@ _LARGEST = {
     TUNED_BIN: 2**31 - 1,
     TUNED_PLAN: 2**22,
     TUNED_HISTORY: 2**26,
+    TUNED_YAML: 2**20,
     "README.md": 2**20,
 }
 _LARGEST_MANIFEST = 2**22
@@ -230,18 +232,22 @@ class Surrogate:
         plan: Mapping[str, Any],
         history: bytes | Path | None = None,
         *,
+        plan_yaml: bytes | None = None,
         fidelity: dict[str, Any] | None = None,
         speed: dict[str, Any] | None = None,
         overwrite: bool = False,
     ) -> Surrogate:
         """Write this surrogate with a reduced-precision model to the new directory `output` and return it loaded.
 
-        `plan` needs `plan`, `ran` and `inference_precision`; `fidelity` and `speed` replace those of the manifest when given.
+        `plan` needs `plan`, `ran` and `inference_precision`; `plan_yaml` says the same for people; `fidelity` and `speed` replace
+        those of the manifest when given.
         Raises InvalidSurrogate, OutputError.
         """
         contents = {FP32: self.onnx, TUNED_XML: _content(xml), TUNED_BIN: _content(weights), TUNED_PLAN: _json_bytes(dict(plan))}
         if history is not None:
             contents[TUNED_HISTORY] = _content(history)
+        if plan_yaml is not None:
+            contents[TUNED_YAML] = plan_yaml
         if "README.md" in self.manifest.files:
             contents["README.md"] = _read(self.path, "README.md", _LARGEST["README.md"])
         fields = self.manifest.model_dump(exclude={"files"})

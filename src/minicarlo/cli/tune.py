@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Choose by measured time or by estimate.",
 )
+@click.option("--plan", type=click.Path(path_type=Path), help="Apply exactly this plan (a plan.yaml) instead of searching.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of latents, energies and the bootstrap.")
 @json_option
 def command(
@@ -73,6 +74,7 @@ def command(
     calibration_events: int,
     evaluation_events: int,
     objective: str,
+    plan: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -87,6 +89,7 @@ def command(
     Example:
       minicarlo tune clic-ecal -o clic-ecal-tuned
       minicarlo tune my-surrogate -o my-surrogate-tuned --tolerance 0.01 --reference geant4.h5
+      minicarlo tune my-surrogate -o edited --plan edited-plan.yaml
       minicarlo tune net.onnx -o net-tuned --inputs data.npz --criterion wasserstein --tolerance 0.01
     """
     from minicarlo.precision import tune
@@ -110,6 +113,7 @@ def command(
             calibration_events=calibration_events,
             evaluation_events=evaluation_events,
             objective="time" if objective == "time" else "macs",
+            plan=plan,
             seed=seed,
             progress=display.progress,
             status=display.status,
@@ -139,7 +143,7 @@ def command(
             f"fp32 {mc['fp32']:.4f}, tuned {mc['tuned']:.4f} (difference {mc['low']:+.4f} to {mc['high']:+.4f})"
         )
     for check in result.wrong_kernels:
-        facts[f"wrong on this machine: {check['layer']}"] = f"{check['format']} ({check['kernel']}), not offered"
+        facts[f"wrong on this machine: {check['layer']}"] = f"{check['format']} ({check['kernel']})"
     click.echo(key_values(facts))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from minicarlo.engines.network import LARGEST_TENSOR, Arrays, oversized_layer, tensor_name
 from minicarlo.errors import InvalidModel, TuningError
 from minicarlo.files import atomic_directory
+from minicarlo.graph.recipe import Rewrite
 from minicarlo.models import Inputs, Network, read_network
 from minicarlo.precision.losses import Loss, UserLoss, source_of
 from minicarlo.precision.quantization import PlannedModel
@@ -42,6 +43,7 @@ class NetworkSubject:
         calibration_events: int = 256,
         seed: int = 1,
     ) -> None:
+        self.rewrites: Sequence[Rewrite] = ()
         self._inputs = inputs
         self._network = read_network(model, lambda: self._given(0, 2))
         self.name, self.criterion = self._network.name, criterion
@@ -63,7 +65,13 @@ class NetworkSubject:
         return self._at(first + start, first + stop)
 
     def write(
-        self, output: Path, planned: PlannedModel, facts: dict[str, Any], history: bytes, speed: dict[str, Any] | None
+        self,
+        output: Path,
+        planned: PlannedModel,
+        facts: dict[str, Any],
+        history: bytes,
+        plan_yaml: bytes,
+        speed: dict[str, Any] | None,
     ) -> None:
         """See Subject: OpenVINO's IR, the plan, the history, and how to load it."""
         facts = facts | {
@@ -74,6 +82,7 @@ class NetworkSubject:
             (folder / "model.xml").write_bytes(planned.xml)
             (folder / "model.bin").write_bytes(planned.weights)
             (folder / "plan.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            (folder / "plan.yaml").write_bytes(plan_yaml)
             (folder / "history.jsonl").write_bytes(history)
             (folder / "README.md").write_text(self._readme(planned, facts), encoding="utf-8")
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from minicarlo import __version__
 from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, has_bf16, machine, read_model, usable_cores
-from minicarlo.errors import InvalidSurrogate, MinicarloError, OutputError
+from minicarlo.errors import InvalidSurrogate, MinicarloError, OutputError, TuningError
 from minicarlo.files import write_json
 from minicarlo.graph.model import Graph
 from minicarlo.graph.recipe import KINDS, Rewrite, multiply_accumulates, rewrites, rewritten
@@ -117,6 +117,30 @@ def fastest(surrogate: Surrogate, *, timing_seconds: float = 1.0) -> Surrogate:
         with suppress(OSError, MinicarloError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, _recall(path) | {key: facts})
+    return _applied(surrogate, facts)
+
+
+def with_rewrites(surrogate: Surrogate, recipe: Sequence[Rewrite]) -> Surrogate:
+    """`surrogate` with the graph that a recipe makes of it, in memory; itself if its graph was made by this very recipe.
+
+    Raises TuningError when the graph does not offer one of the rewrites.
+    """
+    made_by = (surrogate.manifest.graph or {}).get("recipe", [])
+    if made_by == [dataclasses.asdict(rewrite) for rewrite in recipe]:
+        return surrogate
+    graph = Graph(surrogate.onnx)
+    for index, rewrite in enumerate(recipe):
+        if rewrite.kind not in KINDS or rewrite not in rewrites(rewritten(graph, recipe[:index]), rewrite.kind):
+            raise TuningError(
+                f"The graph of surrogate {surrogate.path} does not offer the rewrite {rewrite.kind} of {rewrite.target!r:.80}. "
+                "The plan belongs to another network."
+            )
+    made_from = hashlib.sha256(surrogate.onnx).hexdigest()
+    return _applied(surrogate, {"made_from_sha256": made_from, "recipe": [dataclasses.asdict(each) for each in recipe]})
+
+
+def _applied(surrogate: Surrogate, facts: dict[str, Any]) -> Surrogate:
+    """`surrogate` with the graph of the recipe in `facts`, which its manifest then says."""
     recipe = [Rewrite(**rewrite) for rewrite in facts["recipe"]]
     if not recipe:
         return surrogate

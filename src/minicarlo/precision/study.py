@@ -25,12 +25,15 @@ from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History, plain
 from minicarlo.precision.losses import UserFunction
 from minicarlo.precision.plan import FORMATS, Plan, estimated_speedup, int8_share
+from minicarlo.precision.planfile import PlanFile, plan_yaml
 from minicarlo.precision.quantization import Quantizer
+from minicarlo.precision.rewriting import with_rewrites
 from minicarlo.precision.sensitivity import LayerSensitivity
 from minicarlo.precision.strategies import Problem, Trial, get_strategy
 from minicarlo.precision.subject import Subject
-from minicarlo.precision.subjects import subject_of
+from minicarlo.precision.subjects import is_surrogate, subject_of
 from minicarlo.precision.surrogates import SurrogateSubject
+from minicarlo.surrogate import Surrogate
 
 Progress = Callable[[int, int], None]
 ExitPolicy = Literal["first", "exhausted"]
@@ -101,6 +104,7 @@ def tune(
     reference: Path | str | None = None,
     objective: Literal["time", "macs"] = "time",
     timing_seconds: float = 1.0,
+    plan: Path | str | None = None,
     progress: Progress | None = None,
     status: Callable[[Status], None] | None = None,
 ) -> TuneResult:
@@ -121,6 +125,9 @@ def tune(
     everything and is faster than fp32. Ctrl-C or `time_limit` (seconds) end it early with the best so far; a killed run that is
     started again with the same arguments takes up its history.
 
+    With `plan`, the path of a plan file, nothing is searched: exactly this plan is applied, judged and written, whether it
+    passes (`accepted`) or not.
+
     Arguments:
         model: a surrogate (directory, shipped name, or loaded), the path of an ONNX, .pt2 or .keras file or of a SavedModel, or
             a PyTorch module, an exported program, a Keras model, a JAX function, an OpenVINO model.
@@ -139,6 +146,11 @@ def tune(
         raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
     if reference is not None:
         events_info(reference)  # fails now if it cannot be read
+    given = None if plan is None else PlanFile.read(plan)
+    if given is not None and given.rewrites and not is_surrogate(model):
+        raise TuningError(f"Plan {plan} belongs to a surrogate: it rewrites the graph. Give the surrogate.")
+    if given is not None and is_surrogate(model):
+        model = with_rewrites(model if isinstance(model, Surrogate) else Surrogate.load(model), given.rewrites)
     subject = subject_of(
         model,
         inputs=inputs,
@@ -146,7 +158,7 @@ def tune(
         confidence=confidence,
         batch=batch,
         calibration_events=calibration_events,
-        rewrite=objective == "time",
+        rewrite=objective == "time" and given is None,
         seed=seed,
     )
     if reference is not None and not isinstance(subject, SurrogateSubject):
@@ -157,7 +169,7 @@ def tune(
         "criterion": subject.criterion.name,
         "tolerance": tolerance,
         "confidence": confidence,
-        "strategy": strategy,
+        "strategy": strategy if given is None else given.layers,
         "seed": seed,
         "calibration_events": calibration_events,
         "evaluation_events": evaluation_events,
@@ -184,14 +196,16 @@ def tune(
         progress=progress,
         status=status,
     )
+    if given is not None:
+        return study.replay(given.plan(quantizer.layers), output)
     wrong = {(check["layer"], check["format"]) for check in study.wrong_kernels(allowed)}
     offered = {layer.name: tuple(f for f in allowed if (layer.name, f) not in wrong) for layer in quantizer.layers}
     search = chosen_strategy(
         Problem(quantizer.layers, offered, tolerance, study.sensitivity, study.cost, max_trials=max_trials, seed=seed)
     )
     try:
-        while not study.budget.spent and (plan := search.ask()) is not None:
-            search.tell(trial := study.evaluate(plan))
+        while not study.budget.spent and (asked := search.ask()) is not None:
+            search.tell(trial := study.evaluate(asked))
             if exit_policy == "first" and study.succeeded(trial):
                 break
     except (KeyboardInterrupt, OutOfBudget) as stop:
@@ -376,6 +390,16 @@ class Study:
             self._confirmations[trial.trial] = self._confirm(self._evaluation.compile(Plan.of(trial.plan)))
         return self._confirmations.get(trial.trial, {})
 
+    def replay(self, plan: Plan, output: Path) -> TuneResult:
+        """Apply, judge and write one plan, whether it passes or not. Raises TuningError when the runtime does not follow it."""
+        self.wrong_kernels(tuple(dict.fromkeys(plan.values())))
+        trial = self.evaluate(plan)
+        if not trial.followed:
+            raise TuningError(f"The plan cannot be applied on this machine: {trial.reason}.")
+        confirmed = bool(self._confirmation(trial).get("accepted", True)) if trial.accepted else False
+        reason = trial.reason if confirmed or not trial.accepted else "worse than fp32 against the Monte Carlo events"
+        return self._result(output, trial, accepted=confirmed, reason=f"{trial.description}: {reason}")
+
     def finish(self, output: Path) -> TuneResult:
         """Choose the fastest plan that passed, have it confirmed if there is a second judge, and write it."""
         best: Trial | None = None
@@ -386,6 +410,10 @@ class Study:
                 break
             slower += (trial.speedup or 0.0) <= 1
             refused += (trial.speedup or 0.0) > 1
+        return self._result(output, best, accepted=best is not None, reason=_account(best, slower, refused, self.trials))
+
+    def _result(self, output: Path, best: Trial | None, *, accepted: bool, reason: str) -> TuneResult:
+        """Judge the plan of a trial (fp32 if there is none) on held-out events and write it."""
         plan = Plan.uniform(self._quantizer.layers, "fp32") if best is None else Plan.of(best.plan)
         compiled = self._evaluation.compile(plan)
         ran = compiled.precision_report()
@@ -403,7 +431,7 @@ class Study:
             "families": held_out.families,
         }
         result = TuneResult(
-            accepted=best is not None,
+            accepted=accepted,
             trials=len(self.trials) + len(self.sensitivity),
             full_evaluations=sum(trial.followed for trial in self.trials),
             events=sum(trial.events for trial in self.trials) + len(self.sensitivity) * self._evaluation.probe_events,
@@ -413,7 +441,7 @@ class Study:
             int8_share=int8_share(ran, self._quantizer.layers),
             speedup=1.0 if best is None or best.speedup is None else best.speedup,
             criterion=criterion,
-            reason=_account(best, slower, refused, self.trials),
+            reason=reason,
             path=str(output),
             interrupted=self.interrupted,
             monte_carlo=self._confirmation(best) or None if best is not None else next(iter(self._confirmations.values()), None),
@@ -433,7 +461,8 @@ class Study:
         }
         kept = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
         speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._timing_seconds is not None else None
-        self._subject.write(output, planned, kept | facts, self._history.content(), speed)
+        plan_file = plan_yaml(plan, self._quantizer.layers, self._subject.rewrites)
+        self._subject.write(output, planned, kept | facts, self._history.content(), plan_file, speed)
 
 
 def _account(best: Trial | None, slower: int, refused: int, trials: list[Trial]) -> str:

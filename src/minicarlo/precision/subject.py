@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from minicarlo.engines.network import Arrays
+from minicarlo.graph.recipe import Rewrite
 from minicarlo.precision.criterion import Criterion
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class Subject(Protocol):
         """The float32 graph; nobody changes it."""
 
     @property
+    def rewrites(self) -> Sequence[Rewrite]:
+        """Exact rewrites that made the graph from the one that was given."""
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of the inputs of one inference: the batch comes first."""
 
@@ -52,6 +57,12 @@ class Subject(Protocol):
         """Inputs of events `start` to `stop` of those for a use, always the same."""
 
     def write(
-        self, output: Path, planned: PlannedModel, facts: dict[str, Any], history: bytes, speed: dict[str, Any] | None
+        self,
+        output: Path,
+        planned: PlannedModel,
+        facts: dict[str, Any],
+        history: bytes,
+        plan_yaml: bytes,
+        speed: dict[str, Any] | None,
     ) -> None:
         """Write the network in its tuned precision to the new directory `output`. Raises OutputError."""

@@ -13,6 +13,7 @@ from minicarlo.engines import read_model
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
 from minicarlo.errors import InvalidCondition, TuningError
 from minicarlo.events import read_events
+from minicarlo.graph.recipe import Rewrite
 from minicarlo.precision.criterion import ProfileCriterion, summarise
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.quantization import PlannedModel, Quantizer
@@ -66,6 +67,7 @@ class SurrogateSubject:
         self.surrogate, self.criterion, self._seed = surrogate, criterion, seed
         self.name, self.digest = f"Surrogate {surrogate.path}", surrogate.hash
         self.model, _ = read_model(surrogate)
+        self.rewrites = [Rewrite(**rewrite) for rewrite in (surrogate.manifest.graph or {}).get("recipe", [])]
         self.shapes = {"latent": (BATCH, surrogate.manifest.latent_size), "incident_energy": (BATCH, 1)}
         self.most_events = 1 << 20
         self._calibration = Calibration.over_range(surrogate, calibration_events, seed)
@@ -84,10 +86,16 @@ class SurrogateSubject:
         return {"latent": latent, "incident_energy": self._energies.sample(self._seed, first, count)[:, None]}
 
     def write(
-        self, output: Path, planned: PlannedModel, facts: dict[str, Any], history: bytes, speed: dict[str, Any] | None
+        self,
+        output: Path,
+        planned: PlannedModel,
+        facts: dict[str, Any],
+        history: bytes,
+        plan_yaml: bytes,
+        speed: dict[str, Any] | None,
     ) -> None:
         """See Subject."""
-        self.surrogate.with_tuned(output, planned.xml, planned.weights, facts, history, speed=speed)
+        self.surrogate.with_tuned(output, planned.xml, planned.weights, facts, history, plan_yaml=plan_yaml, speed=speed)
 
     def against_monte_carlo(
         self, evaluation: Evaluation, network: OpenVinoNetwork, path: Path, tolerance: float

@@ -1,0 +1,95 @@
+"""A precision plan as a YAML file for people: written beside every tuned network, edited, and applied again.
+
+```yaml
+version: 1
+rewrites: []               # of the graph, before anything else: kind and target of each (a surrogate's; see `minicarlo optimise`)
+layers:
+  shape.conv1: int8        # every layer of the graph in graph order
+  shape.conv2: fp32
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from minicarlo.errors import TuningError
+from minicarlo.graph.recipe import Rewrite
+from minicarlo.precision.plan import FORMATS, Layer, Plan
+
+_LARGEST = 1 << 20
+
+_HEADER = """\
+# The number format of each layer, {formats}.
+# To change it, copy this file, edit the copy, and apply it:
+#   minicarlo tune MODEL --plan COPY -o OUTPUT
+"""
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1]
+    rewrites: list[Rewrite] = []
+    layers: Annotated[dict[str, str], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """What a plan file says: rewrites of the graph, then the format of each layer."""
+
+    path: Path
+    rewrites: tuple[Rewrite, ...]
+    layers: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path | str) -> PlanFile:
+        """Read a plan file. Raises TuningError when it is missing, no YAML, or says something else than a plan."""
+        path = Path(path)
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(_LARGEST + 1)
+            if len(data) > _LARGEST:
+                raise TuningError(f"Plan {path} is larger than {_LARGEST:,} bytes and cannot be a plan.")
+            content = _Content.model_validate(yaml.safe_load(data))
+        except OSError as error:
+            raise TuningError(f"Plan {path} cannot be read ({error.strerror}). Give the path of a YAML file.") from error
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            where = getattr(error, "problem_mark", None)
+            line = "" if where is None else f", line {where.line + 1}"
+            raise TuningError(f"Plan {path} is no valid YAML{line}. Take a plan.yaml that `minicarlo tune` wrote.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the whole"
+            raise TuningError(f"Plan {path}, field {field:.80}: {first['msg']:.200}.") from error
+        return cls(path, tuple(content.rewrites), content.layers)
+
+    def plan(self, layers: Sequence[Layer]) -> Plan:
+        """The plan for a graph of these layers. Raises TuningError unless each has a known format and there are no others."""
+        names = [layer.name for layer in layers]
+        for name, form in self.layers.items():
+            if name not in names:
+                raise TuningError(f"Plan {self.path}: the network has no layer {name!r:.80}; its layers are {', '.join(names)}.")
+            if form not in FORMATS:
+                raise TuningError(
+                    f"Plan {self.path}: layer {name} has the format {form!r:.40}; choose among {', '.join(FORMATS)}."
+                )
+        if missing := [name for name in names if name not in self.layers]:
+            raise TuningError(f"Plan {self.path}: layer {missing[0]} has no format. Add it, with one of {', '.join(FORMATS)}.")
+        return Plan.of({name: self.layers[name] for name in names})
+
+
+def plan_yaml(plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite]) -> bytes:
+    """The plan file of `plan`: beside each layer stands its share of the multiply-accumulates."""
+    total = sum(layer.macs for layer in layers) or 1
+    entries = {layer.name: yaml.safe_dump({layer.name: plan[layer.name]}, allow_unicode=True).strip() for layer in layers}
+    width = max(map(len, entries.values()))
+    lines = [f"  {entries[layer.name]:{width}}  # {layer.macs / total:.1%} of the multiply-accumulates" for layer in layers]
+    head = yaml.safe_dump({"version": 1, "rewrites": [asdict(rewrite) for rewrite in rewrites]}, sort_keys=False)
+    return (_HEADER.format(formats=" or ".join(FORMATS)) + head + "layers:\n" + "\n".join(lines) + "\n").encode()
