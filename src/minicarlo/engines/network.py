@@ -49,7 +49,7 @@ class OpenVinoNetwork:
         model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
         self.batch, self.streams, self.threads = None if batch == -1 else batch, streams, threads
         self._layers = mac_layers(model)
-        self._layer_of = self._layers | {name: name for name in self._layers.values()}  # after fusing a bias
+        self._layer_of = self._layers | {name: name for name in self._layers.values()} | biases(model, self._layers)
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
         _keep_products_apart(model)
         properties = {
@@ -192,6 +192,17 @@ class OpenVinoNetwork:
 def read_network_file(source: Path | bytes) -> openvino.Model:
     """The graph in a file that OpenVINO reads by itself: ONNX (also as bytes), IR, a TensorFlow SavedModel."""
     return _core().read_model(source)
+
+
+def biases(model: openvino.Model, layers: Mapping[str, str]) -> dict[str, str]:
+    """The name of the sum that adds each layer's bias, to the layer's (`layers`: operation to layer)."""
+    found = {}
+    for op in model.get_ordered_ops():
+        targets = [target.get_node() for target in op.output(0).get_target_inputs()] if op.get_output_size() else []
+        if op.get_friendly_name() in layers and len(targets) == 1 and targets[0].get_type_name() == "Add":
+            if any(value.get_node().get_type_name() == "Constant" for value in targets[0].input_values()):
+                found[targets[0].get_friendly_name()] = layers[op.get_friendly_name()]
+    return found
 
 
 def tensor_name(port: Any) -> str:  # noqa: ANN401

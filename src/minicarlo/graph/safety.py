@@ -175,6 +175,22 @@ def check_ir(xml: bytes, weights_size: int, where: str, *, latent_size: int, sam
     Layers must be of OpenVINO's own operator sets and in IR_OPERATORS (none has a body graph), constants must lie inside the
     weights.
     """
+    layers = _checked_layers(xml, weights_size, where, IR_OPERATORS)
+    inputs, outputs = (sum(layer.get("type") == kind for layer in layers) for kind in ("Parameter", "Result"))
+    if (inputs, outputs) != (2, 1):
+        raise _refusal(where, f"it has {inputs} inputs and {outputs} outputs; latent and incident_energy, and showers are right")
+    _check_ir_interface(layers, {"latent": (latent_size,), "incident_energy": (1,)}, {"showers": sample_shape}, where)
+
+
+def check_ir_network(xml: bytes, weights_size: int, where: str) -> None:
+    """The same for any inputs and outputs and all of OpenVINO's own operators; raises InvalidModel."""
+    try:
+        _checked_layers(xml, weights_size, where, None)
+    except InvalidSurrogate as refusal:
+        raise InvalidModel(f"{str(refusal).removesuffix(_ADVICE)} Tune the network again.") from refusal
+
+
+def _checked_layers(xml: bytes, weights_size: int, where: str, operators: Collection[str] | None) -> list[Element]:
     if not xml.startswith((b"<?xml", b"<net")):
         raise _refusal(where, "it is not an OpenVINO IR")
     try:
@@ -183,29 +199,24 @@ def check_ir(xml: bytes, weights_size: int, where: str, *, latent_size: int, sam
         raise _refusal(where, "it holds a document type or entities, which are not accepted") from error
     except (ParseError, ValueError, LookupError) as error:
         raise _refusal(where, "it is not well-formed XML") from error
-    layers = net.findall("./layers/layer")
+    layers: list[Element] = net.findall("./layers/layer")
     if net.tag != "net" or net.get("version") not in ("10", "11") or not 0 < len(layers) <= MOST_NODES:
         raise _refusal(where, "it is not an OpenVINO IR of version 10 or 11 with a sensible number of layers")
     if len(layers) != len(net.findall(".//layer")) or net.find(".//body") is not None:
         raise _refusal(where, "it holds graphs inside graphs, which are not accepted")
-    inputs, outputs = 0, 0
     for layer in layers:
         name, kind, version = layer.get("name", ""), layer.get("type", ""), layer.get("version", "")
-        if kind not in IR_OPERATORS:
+        if operators is not None and kind not in operators:
             raise _refusal(where, f"layer {name!r:.60} is a {kind!r:.60}, which is not among the accepted operators")
         if not (version.startswith("opset") and version[5:].isdigit() and len(version) <= 7):
             raise _refusal(where, f"layer {name!r:.60} is of the operator set {version!r:.60}; only OpenVINO's own are accepted")
-        inputs += kind == "Parameter"
-        outputs += kind == "Result"
         for port in layer.findall("./output/port"):
             sizes = [int(dim.text) for dim in port.findall("dim") if dim.text and dim.text.strip().isdigit()]
             if math.prod(sizes) > LARGEST_TENSOR:
                 raise _refusal(where, f"layer {name!r:.60} claims {math.prod(sizes)} elements, more than {LARGEST_TENSOR}")
         if kind == "Const":
             _check_constant(layer, weights_size, where)
-    if (inputs, outputs) != (2, 1):
-        raise _refusal(where, f"it has {inputs} inputs and {outputs} outputs; latent and incident_energy, and showers are right")
-    _check_ir_interface(layers, {"latent": (latent_size,), "incident_energy": (1,)}, {"showers": sample_shape}, where)
+    return layers
 
 
 def _check_ir_interface(

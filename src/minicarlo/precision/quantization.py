@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from minicarlo.engines import CompiledGenerator, compile_model, mac_layers
-from minicarlo.engines.network import Arrays, OpenVinoNetwork
+from minicarlo.engines.network import Arrays, OpenVinoNetwork, biases
 from minicarlo.errors import TuningError
 from minicarlo.precision.ir import CARRIERS, mark_precise
 from minicarlo.precision.plan import Layer, Plan
@@ -109,8 +109,8 @@ class Quantizer:
             model = keep_biases_apart(model, {operation for operation, layer in self._names.items() if plan[layer] == "fp32"})
         xml, weights = _serialise(model)
         if plan.inference_precision == "bf16":
-            formats = {operation: plan[layer] for operation, layer in self._names.items()}
-            xml = mark_precise(xml, formats | dict(plan))
+            formats = {operation: plan[layer] for operation, layer in (self._names | biases(self._model, self._names)).items()}
+            xml = mark_precise(xml, formats)
         return PlannedModel(xml, weights, plan.inference_precision)
 
     def _calibrated(self) -> openvino.Model:

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Range:
-    """One FakeQuantize: its place, input `port` of the operation `consumer` (the layer or a carrier), and parameters."""
+    """One FakeQuantize: its place, input `port` of the operation `consumer` (the layer or a carrier), and parameters.
+
+    `padded` says whether zeros are put around its values before they reach the layer; the runtime cannot carry integers
+    through that when zero is not the integer zero.
+    """
 
     consumer: str
     port: int
     bounds: tuple[NDArray[np.float32], ...]
     levels: int
+    padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,11 @@ def transplant(model: openvino.Model, names: Mapping[str, str], layers: Mapping[
         op.input(1).replace_source_output(copied(layer.weights).output(0))
         if layer.bias is not None:
             _set_bias(op, layer.bias)
-        if all(_leads_to(operations[entry.consumer], chosen) for entry in layer.ranges):
+        early = all(_leads_to(operations[entry.consumer], chosen) for entry in layer.ranges)
+        if early and not any(entry.padded for entry in layer.ranges):
             for entry in layer.ranges:
                 _quantise_input(operations[entry.consumer].input(entry.port), entry.bounds, entry.levels, made)
-        else:  # another layer shares a carrier and must not see the rounding: quantise right before this one
+        else:  # another layer shares a carrier and must not see the rounding, or zeros are padded: quantise right before this one
             last = [entry for entry in layer.ranges if entry.consumer == name] or list(layer.ranges)
             _quantise_input(op.input(0), range_union(last), last[0].levels, made)
     copy.validate_nodes_and_infer_types()
@@ -100,17 +106,17 @@ def keep_biases_apart(model: openvino.Model, operations: set[str]) -> openvino.M
     return copy
 
 
-def _ranges(op: Any, port: int) -> list[Range]:  # noqa: ANN401
+def _ranges(op: Any, port: int, padded: bool = False) -> list[Range]:  # noqa: ANN401
     """Every FakeQuantize between an input of `op` and what computes it."""
     source = op.input_value(port).get_node()
     found = []
     if _is(source, "FakeQuantize"):
         bounds = tuple(np.asarray(source.input_value(i).get_node().get_data(), np.float32) for i in range(1, 5))
-        found.append(Range(op.get_friendly_name(), port, bounds, int(source.get_attributes()["levels"])))
+        found.append(Range(op.get_friendly_name(), port, bounds, int(source.get_attributes()["levels"]), padded))
         source = source.input_value(0).get_node()
     if source.get_type_name() in CARRIERS:
         for index in range(source.get_input_size()):
-            found += _ranges(source, index)
+            found += _ranges(source, index, padded or _is(source, "Pad"))
     return found
 
 
