@@ -118,7 +118,7 @@ class PyTorchGenerator(ThreadedGenerator):
     def compute(self, latent: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
         """Samples on the device, from what lies on the processor, in the calling thread."""
         with self._context():
-            samples: torch.Tensor = self._compute(latent.to(self._device), energy.to(self._device))
+            samples: torch.Tensor = self._compute(latent=latent.to(self._device), incident_energy=energy.to(self._device))
         return samples
 
     def _begin(self) -> None:

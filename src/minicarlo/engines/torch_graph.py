@@ -41,7 +41,7 @@ Compute = Callable[..., Any]
 
 
 class TorchGraph(nn.Module):
-    """The graph of an ONNX model: `forward(latent, incident_energy)` gives the showers.
+    """The graph of an ONNX model: `forward(latent=..., incident_energy=...)`, its inputs by name, gives its output.
 
     `layers` are the names of its layers with multiply-accumulates, `input_sizes` how many numbers of each input an event has;
     `entered`, if set, is called with the name of each node before it is computed. Raises InvalidSurrogate for a node that is not
@@ -53,7 +53,7 @@ class TorchGraph(nn.Module):
         graph = Graph(data)
         self.entered: Callable[[str], None] | None = None
         self.layers = [node.name for node in graph.nodes if node.op_type in MAC_OPERATORS]
-        self.input_sizes = {name: graph.shapes[name][1] for name in graph.inputs}
+        self.input_sizes = {name: graph.shapes[name][1] for name in graph.inputs if graph.rank(name) == 2}
         (self._output,) = graph.outputs
         self._constants: dict[str, str] = {}
         for number, (name, value) in enumerate(graph.constants.items()):
@@ -70,13 +70,13 @@ class TorchGraph(nn.Module):
             compute = _OPERATORS[node.op_type](_Node(graph, node, opset))
             self._steps.append((node.name, compute, list(node.input), list(node.output)))
 
-    def forward(self, latent: Tensor, incident_energy: Tensor) -> Tensor:
-        values: dict[str, Any] = {"": None, "latent": latent, "incident_energy": incident_energy}
+    def forward(self, **inputs: Tensor) -> Tensor:
+        values: dict[str, Any] = {"": None, **inputs}
         values |= {name: getattr(self, place) for name, place in self._constants.items()}
-        for name, compute, inputs, outputs in self._steps:
+        for name, compute, sources, outputs in self._steps:
             if self.entered is not None:
                 self.entered(name)
-            made = compute(*(values[each] for each in inputs))
+            made = compute(*(values[each] for each in sources))
             values |= zip(outputs, made if isinstance(made, tuple) else (made,), strict=False)
         samples: Tensor = values[self._output]
         return samples
@@ -120,7 +120,9 @@ def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[_Node], Com
 
 
 def _cast(node: _Node) -> Compute:
-    dtype = _DTYPES[node.get("to")]
+    dtype = _DTYPES.get(node.get("to"))
+    if dtype is None:
+        raise _not_understood(node)
     return lambda x: x.to(dtype)
 
 
@@ -133,7 +135,7 @@ def _mod(node: _Node) -> Compute:
 
 
 def _clip(node: _Node) -> Compute:
-    return lambda x, low=None, high=None: torch.clamp(x, low, high)
+    return lambda x, low=None, high=None: x if low is high is None else torch.clamp(x, low, high)
 
 
 def _concat(node: _Node) -> Compute:
@@ -198,7 +200,9 @@ def _transposed_convolution(node: _Node) -> Compute:
         [n * s for n, s in zip(sizes, strides, strict=True)] if mode.startswith("SAME") else None
     )
     if wanted is not None:
-        total = [max(0, length - size) for length, size in zip(full, wanted, strict=True)]
+        more = [extra + max(0, size - length) for extra, length, size in zip(more, full, wanted, strict=True)]
+        full = [max(length, size) for length, size in zip(full, wanted, strict=True)]
+        total = [length - size for length, size in zip(full, wanted, strict=True)]
         small = [each // 2 for each in total]
         large = [each - part for each, part in zip(total, small, strict=True)]
         pads = small + large if mode == "SAME_UPPER" else large + small
@@ -238,7 +242,7 @@ def _pool(node: _Node) -> Compute:
         raise _not_understood(node)
     if largest:
         function: Any = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[rank - 1]
-        return lambda x: function(_padded(x, begins, ends, -math.inf), kernel, strides, 0, dilations)
+        return lambda x: function(_padded(x, begins, ends, _least(x.dtype)), kernel, strides, 0, dilations)
     mean: Any = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[rank - 1]
 
     def compute(x: Tensor) -> Tensor:
@@ -249,6 +253,10 @@ def _pool(node: _Node) -> Compute:
         return total / share
 
     return compute
+
+
+def _least(dtype: torch.dtype) -> float:
+    return -math.inf if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
 def _batch_norm(node: _Node) -> Compute:
@@ -318,7 +326,7 @@ def _prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 def _flatten(node: _Node) -> Compute:
     axis = node.get("axis", 1)
-    return lambda x: x.reshape(math.prod(x.shape[: axis % (x.ndim + 1) if axis < 0 else axis]), -1)
+    return lambda x: x.reshape(math.prod(x.shape[:axis]), -1)
 
 
 def _gather(node: _Node) -> Compute:
@@ -408,7 +416,12 @@ def _resize(node: _Node) -> Compute:
             if old != new and (axis < 2 or not exact):
                 raise _not_understood(node)
         return lambda x, *_: functional.interpolate(x, size=after[2:], mode="nearest")
-    if mode != "linear" or coordinates not in ("half_pixel", "align_corners", "pytorch_half_pixel") or node.get("antialias", 0):
+    if mode != "linear" or coordinates not in ("half_pixel", "align_corners") or node.get("antialias", 0):
+        raise _not_understood(node)
+    scales = node.numbers(2 if node.node.op_type == "Resize" else 1) or [
+        new / old for old, new in zip(before, after, strict=True)
+    ]
+    if any(old * scale != new for old, new, scale in zip(before, after, scales, strict=True)):
         raise _not_understood(node)
     kind = ("linear", "bilinear", "trilinear")[len(before) - 3]
     corners = coordinates == "align_corners"
@@ -514,12 +527,12 @@ def _depth_to_space(node: _Node) -> Compute:
 
 
 def _space_to_depth(node: _Node) -> Compute:
-    size = node.get("blocksize")
+    size, rows = node.get("blocksize"), node.get("mode", "DCR") == "CRD"
 
     def compute(x: Tensor) -> Tensor:
         count, channels, height, width = x.shape
         x = x.reshape(count, channels, height // size, size, width // size, size)
-        return x.permute(0, 3, 5, 1, 2, 4).reshape(count, -1, height // size, width // size)
+        return x.permute((0, 1, 3, 5, 2, 4) if rows else (0, 3, 5, 1, 2, 4)).reshape(count, -1, height // size, width // size)
 
     return compute
 
@@ -531,6 +544,8 @@ def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 def _quantize(node: _Node) -> Compute:
     axis = node.get("axis", 1)
+    if node.get("block_size", 0):
+        raise _not_understood(node)
 
     def compute(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         zero = torch.zeros((), dtype=torch.uint8, device=x.device) if zero is None else zero
@@ -543,6 +558,8 @@ def _quantize(node: _Node) -> Compute:
 
 def _dequantize(node: _Node) -> Compute:
     axis = node.get("axis", 1)
+    if node.get("block_size", 0):
+        raise _not_understood(node)
 
     def compute(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         steps = x.to(scale.dtype) if zero is None else x.to(scale.dtype) - _along(zero, x, axis).to(scale.dtype)
