@@ -128,7 +128,7 @@ def test_another_request_in_the_same_folder_is_refused_and_touches_nothing(surro
     request = {"n": 60, "energy": ENERGY, "seed": 1, "precision": "fp32", "shard_size": 30}
     generate(surrogate, output=tmp_path / "run", **request)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with pytest.raises(OutputError, match="asked for something else"):
+    with pytest.raises(OutputError, match="holds another run"):
         generate(surrogate, output=tmp_path / "run", **(request | change))
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
@@ -181,7 +181,7 @@ def test_a_killed_run_into_one_file_is_completed_with_the_same_bytes(surrogate, 
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "broken.h5").exists()
-    with pytest.raises(OutputError, match="asked for something else"):
+    with pytest.raises(OutputError, match="holds another run"):
         generate(surrogate, 2000, seed=8, output=tmp_path / "broken.h5", shard_size=256)
     result = run(surrogate, tmp_path / "broken.h5", *arguments)
     assert result["resumed"] >= 256 and result["files"] == [str(tmp_path / "broken.h5")]

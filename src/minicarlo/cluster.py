@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +112,13 @@ def connect(where: str, cores: int) -> Iterator[Client]:
                     cluster.close(timeout=20)
 
 
-def complete(client: Client, run: Run, order: Order, missing: Sequence[Shard]) -> Iterator[Shard]:
-    """Have the workers make the `missing` shards of `run`; yield each when it is there and recorded.
+def complete(
+    client: Client, run: Run, order: Order, missing: Sequence[Shard], accept: Callable[[Shard], None] = lambda shard: None
+) -> Iterator[Shard]:
+    """Have the workers make the `missing` shards of `run`; yield each when it is there, accepted and recorded.
 
-    Raises whatever MinicarloError a worker raises, ClusterError when workers keep dying of a shard or the scheduler is lost.
+    Raises what `accept` raises, whatever MinicarloError a worker raises, ClusterError when workers keep dying of a shard or the
+    scheduler is lost.
     """
     from distributed import KilledWorker, wait
     from distributed.client import FutureCancelledError
@@ -147,6 +150,7 @@ def complete(client: Client, run: Run, order: Order, missing: Sequence[Shard]) -
                     waiting.append(shard)
                     continue
                 _take(made, shard)
+                accept(shard)
                 run.add(shard)
                 yield shard
     except (CommClosedError, OSError, RuntimeError) as error:

@@ -213,8 +213,8 @@ def _read(folder: Path, request: Mapping[str, Any]) -> Run:
     if not path.exists():
         if foreign := [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]:
             raise OutputError(
-                f"Cannot write {folder}: it already holds {foreign[0]} and no {RUN} of a run to complete. "
-                "Choose an empty or new folder."
+                f"Cannot write {folder}: it is not empty (it holds {foreign[0]}) and has no {RUN} of a run to complete. "
+                "Choose a new folder, or a name that ends in .h5 for one file."
             )
         return Run(folder, request)
     try:
@@ -226,12 +226,13 @@ def _read(folder: Path, request: Mapping[str, Any]) -> Run:
             raise ValueError("it is of another format")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(
-            f"Cannot write {folder}: its {RUN} cannot be read ({error}). Choose another folder, or --overwrite what is there."
+            f"Cannot write {folder}: its {RUN} is damaged ({error}). Choose another folder, or --overwrite what is there."
         ) from error
     if found != request:
-        differs = [name for name in request if found.get(name) != request[name]] or sorted(set(found) - set(request))
+        differs = [name for name in {**request, **found} if found.get(name) != request.get(name)]
+        changed = "; ".join(f"{name} {found.get(name)!r:.80}, not {request.get(name)!r:.80}" for name in differs)
         raise OutputError(
-            f"Cannot write {folder}: its run was asked for something else ({differs[0]}: {found.get(differs[0])!r:.100} there, "
-            f"{request.get(differs[0])!r:.100} now). Repeat that request to finish it, choose another name, or --overwrite it."
+            f"Cannot write {folder}: it holds another run: {changed}. Repeat that request to finish it, choose another name, "
+            "or --overwrite it."
         )
     return Run(folder, request, dict(complete), last)

@@ -34,6 +34,8 @@ from minicarlo.detectors import CLIC_ECAL
 )
 @click.option("--simulator", default="geant4", show_default=True, help="Which Monte Carlo.")
 @click.option("--shard-size", type=int, default=1000, show_default=True, help="Events per shard of a folder.")
+@click.option("--cluster", help="Dask workers: local[:N], ssh:HOST,HOST, slurm[:N], htcondor[:N], tcp:// or tls://HOST:PORT.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --output.")
 @click.option("--fast", help="Surrogate that makes the showers it was trained for; Geant4 tracks the rest.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "tuned"]), help="Of --fast. Default: tuned if it is, else fp32.")
 @click.option("--fast-particles", help="Whose showers --fast makes: e-,e+. Default: what it was trained on.")
@@ -63,6 +65,8 @@ def command(
     physics: str,
     simulator: str,
     shard_size: int,
+    cluster: str | None,
+    overwrite: bool,
     fast: str | None,
     precision: str | None,
     fast_particles: str | None,
@@ -74,7 +78,7 @@ def command(
 ) -> None:
     """Simulate events with a reference Monte Carlo (Geant4).
 
-    Needs minicarlo[geant4] and Geant4's data sets; see docs/geant4.md. A folder takes up an interrupted run of the same request.
+    Needs minicarlo[geant4] and Geant4's data sets; see docs/geant4.md. An interrupted run is completed by the same command.
     With --draw alone (no -n, no -o), only the picture is made.
 
     \b
@@ -143,6 +147,8 @@ def command(
             physics=physics,
             simulator=simulator,
             shard_size=shard_size,
+            cluster=cluster,
+            overwrite=overwrite,
             parameterisation=parameterisation,
             progress=progress,
         )

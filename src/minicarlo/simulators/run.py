@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minicarlo import __version__
+from minicarlo.cluster import Where, complete, connect
 from minicarlo.detectors import CLIC_ECAL, Detector, find_detector, is_built_in
-from minicarlo.errors import InvalidCondition, InvalidConfig
-from minicarlo.events import ENERGY, EventSet, read_conditions, write_events
+from minicarlo.errors import ClusterError, InvalidCondition, InvalidConfig, OutputError
+from minicarlo.events import ENERGY, EventSet, events_info, read_conditions, write_events
 from minicarlo.files import check_writable
 from minicarlo.sampling import AngleDistribution, EnergyDistribution, event_seed
+from minicarlo.shards import Shard, claim, claim_hidden, is_file, join, parts, shards
 from minicarlo.simulators.acceptance import FAST_ENERGY, FATE_CONDITIONS, Acceptance, accounts
 from minicarlo.simulators.base import Attributes, Batch, Setup
 from minicarlo.simulators.incidence import incidence
 from minicarlo.simulators.registry import get_simulator
-from minicarlo.simulators.shards import Shard, buffer, check_same_origin, claim, is_file, shards
+from minicarlo.simulators.shards import buffer, check_same_origin
 from minicarlo.simulators.sources import Beam, ParticleList, Source, read_particles
 from minicarlo.simulators.tasks import TASK_EVENTS, Task, cut
 from minicarlo.simulators.workers import Workers
 
 SHARD_SIZE = 1000
 """Events of a shard: a minute or two of Geant4, which is what a kill can cost at most."""
+
+_OF_A_SHARD = ("first_event", "processor", "seconds", "seconds_per_event", "milliseconds_per_gev", "fast_energy_fraction")
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Parameterisation(Protocol):
         ...
 
     def attributes(self) -> Attributes:
-        """What an event set should record about these showers: all that decides them."""
+        """What an event set should record about these showers: all that decides them, `generator` among it."""
         ...
 
     def complete(self, results: Iterator[tuple[Task, Batch]], seed: int) -> Iterator[tuple[Task, Batch]]:
@@ -108,12 +115,19 @@ class _Run:
             **({} if self.parameterisation is None else self.parameterisation.request()),
         }
 
+    def origin(self, provenance: Attributes) -> Attributes:
+        """What made the events, `provenance` being the simulator's: the same for all that may share a folder."""
+        if self.parameterisation is None:
+            return provenance
+        found = self.parameterisation.attributes()
+        return provenance | found | {"generator": f"{provenance['generator']} with {found['generator']}"}
+
     def event_set(
         self,
         shard: Shard,
         samples: NDArray[np.float32],
         seconds: float,
-        provenance: Attributes,
+        origin: Attributes,
         fates: Sequence[NDArray[np.int8]],
     ) -> EventSet:
         """The events of a shard with everything worth knowing about them.
@@ -123,7 +137,7 @@ class _Run:
         particles, counts = self.source.particles(self.seed, shard.start, len(shard))
         conditions = self.source.conditions(particles, counts)
         total = float(particles.energies.sum(dtype=np.float64))
-        attributes = provenance | {
+        attributes = origin | {
             "simulator": self.simulator,
             "production_cut_mm": self.setup.cut_mm,
             **self.source.attributes(),
@@ -139,6 +153,40 @@ class _Run:
             conditions |= fast
             attributes["fast_energy_fraction"] = float(fast[FAST_ENERGY].sum(dtype=np.float64)) / total
         return EventSet(conditions, samples, self.setup.detector.name, attributes)
+
+    def tasks(self, shard: Shard, most: int) -> Iterator[Task]:
+        """The tasks of a shard, of at most `most` events."""
+        return cut(self.source, self.setup, self.seed, shard.start, shard.stop, most)
+
+    def write(
+        self,
+        shard: Shard,
+        results: Iterator[tuple[Task, Batch]],
+        workers: Workers,
+        counter: _Counter,
+        finished: Sequence[Shard],
+    ) -> float:
+        """Write a shard from its results, and return the seconds they took. All of `finished` must be of the same origin."""
+        made_by = {} if self.parameterisation is None else self.parameterisation.attributes()
+        spent, filled = 0.0, 0
+        fates: list[NDArray[np.int8]] = []
+        with buffer(shard, self.setup.detector.shape) as samples:
+            while filled < len(shard):
+                task, made = next(results)
+                for other in finished if not filled else ():
+                    check_same_origin(other, workers.provenance | made_by)
+                samples[filled : filled + len(task.primaries)] = made.samples
+                if made.fates is not None:
+                    fates.append(made.fates)
+                elif self.parameterisation is not None:
+                    raise InvalidConfig(
+                        f"Simulator {self.simulator} cannot stop particles for a surrogate: leave the surrogate out."
+                    )
+                filled += len(task.primaries)
+                spent += made.seconds
+                counter.add(len(task.primaries))
+            write_events(shard.path, self.event_set(shard, samples, spent, workers.provenance | made_by, fates))
+        return spent
 
 
 def simulate(
@@ -158,6 +206,8 @@ def simulate(
     simulator: str = "geant4",
     shard_size: int = SHARD_SIZE,
     parameterisation: Parameterisation | None = None,
+    cluster: str | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulateResult:
     """Simulate `n` events with a reference Monte Carlo and write them as an event set.
@@ -169,11 +219,12 @@ def simulate(
     are `particle`, and `n` may be left out. What a `parameterisation` accepts (`minicarlo.hybrid`) is stopped at the front face,
     where its shower is put.
     Event i of `seed` is the same for any `n`, `jobs` and `shard_size`. An `output` that ends in .h5 becomes one file; any
-    other a folder of shards of `shard_size` events, where an interrupted run of the same request goes on. The simulation
-    runs in `jobs` processes of its own. `progress` is called with (events done, n).
+    other a folder of shards of `shard_size` events. An interrupted run of the same request goes on in either; what else is there
+    is refused, or replaced with `overwrite`. The simulation runs in `jobs` processes of its own, or on the workers of a Dask
+    `cluster` (`minicarlo.cluster`). `progress` is called with (events done, n).
 
     Raises InvalidCondition, InvalidConfig, UnknownDetector, MissingExtra and OutputError before anything is simulated,
-    SimulationError when a process dies.
+    SimulationError when a process dies; with `cluster` ClusterError.
     """
     source, n = _source(n, energy, conditions, particle, theta, phi)
     for name, value in (("jobs", jobs), ("shard size", shard_size)):
@@ -194,53 +245,51 @@ def simulate(
         source.check(found, "Conditions" if isinstance(conditions, ParticleList) else f"Conditions {conditions}")
     setup = Setup(found, source.names, physics, cut_mm, acceptance=acceptance)
     run = _Run(engine.name, setup, source, seed, n, shard_size, parameterisation)
-    environment = engine.prepare(run.setup)
     output = Path(output)
-    every = shards(output, n, shard_size)
+    place = None if cluster is None else Where.parse(cluster)
+    if place is not None and (jobs > 1 or parameterisation is not None):
+        raise InvalidConfig("On a cluster, the workers take the place of jobs, and there is no fast path.")
+    environment = engine.prepare(run.setup) if place is None else {}
+    if is_file(output):
+        check_writable(output)
+        if output.exists() and not overwrite:
+            raise OutputError(f"Cannot write {output}: there is a file of that name. Choose another name, or --overwrite it.")
+    every = parts(output, n, shard_size) if is_file(output) else shards(output, n, shard_size)
     started = time.perf_counter()
     with ExitStack() as stack:
-        finished: list[Shard] = []
+        record = None
         if not is_file(output):
-            stack.enter_context(claim(output, run.request()))
-            finished = [shard for shard in every if shard.finished(seed)]
+            record = stack.enter_context(claim(output, run.request(), overwrite=overwrite))
+        elif len(every) > 1 or place is not None:
+            record = stack.enter_context(claim_hidden(output, run.request(), overwrite=overwrite))
+        else:
+            every = [Shard(output, 0, n)]
+        finished = [shard for shard in every if record is not None and record.has(shard)]
         missing = [shard for shard in every if shard not in finished]
         new = sum(map(len, missing))
         jobs = min(jobs, max(new, 1))
         most = min(TASK_EVENTS, math.ceil(max(new, 1) / (4 * jobs)))
-        seconds, done = 0.0, n - new
-        if progress is not None:
-            progress(done, n)
-        if missing:
+        counter = _Counter(progress, n - new, n)
+        counter.add(0)
+        seconds = 0.0
+        if missing and place is None:
             check_writable(missing[0].path)
             workers = stack.enter_context(Workers(engine, run.setup, environment, jobs))
-            results = workers.run(task for shard in missing for task in cut(source, setup, seed, shard.start, shard.stop, most))
-            made_by: Attributes = {}
+            results = workers.run(task for shard in missing for task in run.tasks(shard, most))
             if parameterisation is not None:
                 results = parameterisation.complete(results, seed)
-                made_by = parameterisation.attributes()
             for shard in missing:
-                with buffer(shard, run.setup.detector.shape) as samples:
-                    spent, filled = 0.0, 0
-                    fates: list[NDArray[np.int8]] = []
-                    while filled < len(shard):
-                        task, made = next(results)
-                        if finished:
-                            check_same_origin(finished.pop(), workers.provenance | made_by)
-                        samples[filled : filled + len(task.primaries)] = made.samples
-                        if made.fates is not None:
-                            fates.append(made.fates)
-                        elif parameterisation is not None:
-                            raise InvalidConfig(
-                                f"Simulator {engine.name} cannot stop particles for a surrogate: leave the surrogate out."
-                            )
-                        filled += len(task.primaries)
-                        done += len(task.primaries)
-                        spent += made.seconds
-                        if progress is not None:
-                            progress(done, n)
-                    provenance = workers.provenance | made_by
-                    write_events(shard.path, run.event_set(shard, samples, spent, provenance, fates))
-                seconds += spent
+                seconds += run.write(shard, results, workers, counter, finished[:1])
+                if record is not None:
+                    record.add(shard)
+        elif missing and record is not None and cluster is not None:
+            client = stack.enter_context(connect(cluster, len(os.sched_getaffinity(0))))
+            for shard in complete(client, record, _Order(run), missing, accept=_SameOrigin(finished)):
+                seconds += float(events_info(shard.path)["attributes"]["seconds"])
+                counter.add(len(shard))
+            jobs, most = max(1, sum(client.nthreads().values())), TASK_EVENTS
+        if is_file(output) and record is not None:
+            join(every, output, _of_all(every))
     elapsed = time.perf_counter() - started
     return SimulateResult(
         events=n,
@@ -248,7 +297,7 @@ def simulate(
         events_per_second=new / elapsed,
         seconds_per_event=seconds / max(new, 1),
         path=output,
-        files=[shard.path for shard in every],
+        files=[output] if is_file(output) else [shard.path for shard in every],
         precision="fp64",
         streams=jobs,
         batch=most,
@@ -256,6 +305,68 @@ def simulate(
         resumed=n - new,
         fast=_totals(output) if parameterisation is not None else None,
     )
+
+
+class _Counter:
+    """Counts events for `progress`."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
+        self._progress, self._done, self._total = progress, done, total
+
+    def add(self, events: int) -> None:
+        self._done += events
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+class _Order:
+    """A run as a worker of a cluster carries it out: a process of the simulator per task, with the worker's own data sets."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run, self._version = run, __version__
+
+    def check(self) -> None:
+        """Compare versions; those of the simulator stand in its shards. Raises ClusterError."""
+        if __version__ != self._version:
+            raise ClusterError(
+                f"Worker {socket.gethostname()} has minicarlo {__version__}, but {self._version} is asking: install the same one."
+            )
+
+    def make(self, shard: Shard) -> None:
+        """Simulate a shard."""
+        setup = replace(self._run.setup, detector=find_detector(self._run.setup.detector))
+        engine = get_simulator(self._run.simulator)
+        with Workers(engine, setup, engine.prepare(setup), 1) as workers:
+            results = workers.run(self._run.tasks(shard, TASK_EVENTS))
+            self._run.write(shard, results, workers, _Counter(None, 0, len(shard)), [])
+
+
+class _SameOrigin:
+    """Refuses a shard whose simulator or data are not those of the first. Raises OutputError."""
+
+    def __init__(self, finished: Sequence[Shard]) -> None:
+        self._first = finished[0] if finished else None
+
+    def __call__(self, shard: Shard) -> None:
+        found = events_info(shard.path)["attributes"]
+        self._first = self._first or shard
+        check_same_origin(self._first, {name: value for name, value in found.items() if name not in _OF_A_SHARD})
+
+
+def _of_all(every: Sequence[Shard]) -> dict[str, NDArray[Any]]:
+    """Attributes of one file that are sums or means over its shards."""
+    found = [events_info(shard.path)["attributes"] for shard in every]
+    energies = [float(read_conditions(shard.path)[ENERGY].sum(dtype=np.float64)) for shard in every]
+    seconds = sum(float(attributes["seconds"]) for attributes in found)
+    values = {
+        "seconds": seconds,
+        "seconds_per_event": seconds / every[-1].stop,
+        "milliseconds_per_gev": 1e6 * seconds / sum(energies),
+    }
+    if "fast_energy_fraction" in found[0]:
+        shares = [attributes["fast_energy_fraction"] for attributes in found]
+        values["fast_energy_fraction"] = float(np.average(shares, weights=energies))
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 def _source(
