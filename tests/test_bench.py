@@ -127,6 +127,14 @@ def test_a_sweep_covers_batches_streams_and_threads_and_what_the_search_found(su
     assert all(point["events_per_second"] > 0 and point["spread"] >= 0 for point in found)
 
 
+def test_a_sweep_for_latency_is_about_the_threads_of_one_event(surrogate):
+    found = sweep(surrogate, seconds=0.1, objective="latency")
+    assert {(point["streams"], point["batch"]) for point in found} == {(1, 1)}
+    threads = [point["threads"] for point in found if point["precision"] == "fp32"]
+    assert threads[0] == 1 and max(threads) <= usable_cores()
+    assert [point["precision"] for point in found if point["chosen"]] == ["fp32", "tuned"]
+
+
 def test_another_engine_is_measured_in_the_formats_it_offers(surrogate, tmp_path):
     found = bench(surrogate, simulated(tmp_path / "mc.h5", [5e3, 2e4]), seconds=0.1, streams=2, batch=4, engine="onnxruntime")
     assert [(run["engine"], run["precision"], run["streams"]) for run in found["runs"]] == [

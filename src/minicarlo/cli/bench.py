@@ -12,6 +12,7 @@ from minicarlo.errors import TuningError
 from minicarlo.generation.settings import LARGEST_DEVIATION
 
 if TYPE_CHECKING:
+    from minicarlo.generation.settings import Objective
     from minicarlo.precision import PlannedModel
     from minicarlo.surrogate import Surrogate
 
@@ -38,6 +39,13 @@ _SENTENCES = {
 @click.option("--engine", default="openvino", show_default=True, help="NAME or NAME:DEVICE; `minicarlo engines` lists them.")
 @click.option("--int8/--no-int8", default=True, show_default=True, help="Also measure the network with every layer in INT8.")
 @click.option("--sweep", "sweeping", is_flag=True, help="Also measure against batch and streams, for as long again.")
+@click.option(
+    "--objective",
+    type=click.Choice(["throughput", "latency"]),
+    default="throughput",
+    show_default=True,
+    help="What --sweep is about: many showers per second, or one shower soon.",
+)
 @json_option
 def command(
     surrogate: str,
@@ -49,6 +57,7 @@ def command(
     engine: str,
     int8: bool,
     sweeping: bool,
+    objective: Objective,
     as_json: bool,
 ) -> None:
     """Measure how fast a surrogate is in every precision, as ratios from one interleaved run.
@@ -61,6 +70,7 @@ def command(
       minicarlo bench clic-ecal
       minicarlo bench ./tuned --against geant4.h5 --seconds 60 --json
       minicarlo bench clic-ecal --engine onnxruntime --sweep
+      minicarlo bench clic-ecal --sweep --objective latency
     """
     from minicarlo.generation import bench, sweep
     from minicarlo.surrogate import Surrogate
@@ -81,7 +91,7 @@ def command(
         )
     if sweeping:
         with progress_bar("Sweeping", unit="rounds") as progress:
-            result["sweep"] = sweep(loaded, seconds=seconds, energy=energy, engine=engine, progress=progress)
+            result["sweep"] = sweep(loaded, seconds=seconds, energy=energy, engine=engine, objective=objective, progress=progress)
     if as_json:
         print_json(result)
     else:

@@ -17,6 +17,7 @@ from minicarlo.errors import InvalidCondition, InvalidConfig, UnknownDetector
 from minicarlo.events import ENERGY, events_info, read_conditions
 from minicarlo.generation.conditions import resolve_energies
 from minicarlo.generation.settings import (
+    Objective,
     Settings,
     available_precisions,
     choose_settings,
@@ -185,14 +186,16 @@ def sweep(
     energy: str | EnergyDistribution | None = None,
     seed: int = 1,
     engine: str = "openvino",
+    objective: Objective = "throughput",
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Measure showers per second of FP32, and of the tuned model if there is one, against batch, streams and threads, in turns.
 
     `most_streams`: the largest number of streams (default: twice the usable cores); the others are powers of two. Streams have as
-    many threads as powers of two leave cores for. What the search for settings finds (`choose_settings`) is measured with them.
-    Returns one entry {precision, streams, threads, batch, events_per_second, spread, chosen} for each. Raises InvalidSurrogate,
-    InvalidCondition, InvalidConfig, UnsupportedEngine.
+    many threads as powers of two leave cores for. For the objective "latency" it is one event alone, against threads, and its
+    rate is one over its time. What the search for settings finds (`choose_settings`) is measured with them. Returns one entry
+    {precision, streams, threads, batch, events_per_second, spread, chosen} for each. Raises InvalidSurrogate, InvalidCondition,
+    InvalidConfig, UnsupportedEngine.
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = Surrogate.load(surrogate)
@@ -206,8 +209,10 @@ def sweep(
     subjects: list[_Subject] = []
     chosen: dict[str, Settings] = {}
     for precision in (name for name in ("fp32", "tuned") if name in available_precisions(surrogate, engine)):
-        chosen[precision] = choose_settings(surrogate, precision, engine=engine)
+        chosen[precision] = choose_settings(surrogate, precision, engine=engine, objective=objective)
         grid = [Settings(*shape, batch) for batch in batches for shape in shapes]
+        if objective == "latency":
+            grid = [Settings(1, threads, 1) for streams, threads in shapes if streams == 1]
         for each in dict.fromkeys([*grid, chosen[precision]]):
             compiled = compile_surrogate(
                 surrogate, precision, engine=engine, batch=each.batch, streams=each.streams, threads=each.threads
@@ -216,7 +221,11 @@ def sweep(
             subjects.append(_Subject(precision, each.streams, each.threads, each.batch, compiled, inputs))
     for number in range(_FEWEST_ROUNDS):
         for subject in subjects:
-            subject.measure(seconds / _FEWEST_ROUNDS / len(subjects))
+            window = seconds / _FEWEST_ROUNDS / len(subjects)
+            if objective == "latency":
+                subject.rates.append(1 / latency(surrogate, subject.compiled, window))
+            else:
+                subject.measure(window)
         if progress is not None:
             progress(number + 1, _FEWEST_ROUNDS)
     return [
