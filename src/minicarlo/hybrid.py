@@ -93,7 +93,7 @@ class SurrogateShowers:
         """See Parameterisation."""
         manifest, accepted = self._surrogate.manifest, self.acceptance
         return {
-            "surrogate": f"minicarlo {__version__}, surrogate {manifest.name} ({manifest.generator})",
+            "generator": f"minicarlo {__version__}, surrogate {manifest.name} ({manifest.generator})",
             "surrogate_hash": self._surrogate.hash,
             "precision": self._precision,
             "threshold": f"{manifest.readout_threshold_mev:g} MeV in each shower of the surrogate, none in what was tracked",

@@ -144,7 +144,7 @@ class Session(Protocol):
         ...
 
     def provenance(self) -> Attributes:
-        """Return what an event set should record about how its events were made."""
+        """Return what an event set should record about how its events were made, `generator` in any case."""
         ...
 
 

@@ -167,14 +167,13 @@ class _Run:
         finished: Sequence[Shard],
     ) -> float:
         """Write a shard from its results, and return the seconds they took. All of `finished` must be of the same origin."""
-        made_by = {} if self.parameterisation is None else self.parameterisation.attributes()
         spent, filled = 0.0, 0
         fates: list[NDArray[np.int8]] = []
         with buffer(shard, self.setup.detector.shape) as samples:
             while filled < len(shard):
                 task, made = next(results)
                 for other in finished if not filled else ():
-                    check_same_origin(other, workers.provenance | made_by)
+                    check_same_origin(other, self.origin(workers.provenance))
                 samples[filled : filled + len(task.primaries)] = made.samples
                 if made.fates is not None:
                     fates.append(made.fates)
@@ -185,7 +184,7 @@ class _Run:
                 filled += len(task.primaries)
                 spent += made.seconds
                 counter.add(len(task.primaries))
-            write_events(shard.path, self.event_set(shard, samples, spent, workers.provenance | made_by, fates))
+            write_events(shard.path, self.event_set(shard, samples, spent, self.origin(workers.provenance), fates))
         return spent
 
 
