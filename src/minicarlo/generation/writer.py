@@ -30,6 +30,7 @@ from minicarlo.files import atomic_path
 from minicarlo.shards import CHUNK, new_event_file
 
 _LEVEL = 2
+_INFINITY = 0x7F800000  # as a float32
 Array = NDArray[np.float32]
 
 
@@ -102,33 +103,32 @@ class EventFile:
             energies = np.zeros((self._count, 1), "<f4")
             waiting: deque[tuple[int, Future[bytes]]] = deque()
 
-            def submit(chunk: Array, start: int) -> None:
+            def submit(pieces: list[Array], start: int) -> None:
                 if len(waiting) > 2 * self._workers:
                     write_one()
-                waiting.append((start, pool.submit(_compress, chunk, self._first_event + start)))
+                waiting.append((start, pool.submit(_compress, pieces, 4 * rows * voxels, self._first_event + start)))
 
             def write_one() -> None:
                 start, compressed = waiting.popleft()
                 dataset.id.write_direct_chunk((start, 0), compressed.result())
 
-            done, chunk = 0, np.zeros((rows, voxels), "<f4")
+            done, pieces = 0, list[Array]()
             for samples, energy in self._items():
                 energies[done : done + len(samples), 0] = energy.reshape(-1)
                 taken = 0
                 while taken < len(samples):
-                    place = done % rows
-                    step = min(rows - place, len(samples) - taken)
-                    chunk[place : place + step] = samples[taken : taken + step].reshape(step, voxels)
+                    step = min(rows - done % rows, len(samples) - taken)
+                    pieces.append(samples[taken : taken + step])
                     done, taken = done + step, taken + step
                     if done % rows == 0:
-                        submit(chunk, done - rows)
-                        chunk = np.zeros((rows, voxels), "<f4")
+                        submit(pieces, done - rows)
+                        pieces = []
             if self._failure is not None:
                 raise self._failure
             if done != self._count:
                 raise ValueError(f"{done} of {self._count} events were appended")
-            if done % rows:
-                submit(chunk, done - done % rows)
+            if pieces:
+                submit(pieces, done - done % rows)
             while waiting:
                 write_one()
             file.create_dataset(ENERGIES, data=energies, track_times=False)
@@ -136,6 +136,8 @@ class EventFile:
 
 def check_samples(samples: Array, first_event: int) -> None:
     """Raise InvalidSurrogate if a generated sample is NaN, infinite or negative."""
+    if samples.view(np.uint32).max() < _INFINITY:  # neither a sign nor the exponent of what is not finite: one pass
+        return
     low, high = float(samples.min()), float(samples.max())
     if not (low >= 0 and np.isfinite(high)):
         flat = samples.reshape(len(samples), -1)
@@ -146,10 +148,16 @@ def check_samples(samples: Array, first_event: int) -> None:
         )
 
 
-def _compress(chunk: Array, first_event: int) -> bytes:
-    check_samples(chunk, first_event)
+def _compress(pieces: list[Array], size: int, first_event: int) -> bytes:
+    """Check and deflate a chunk of `size` bytes, zeros at its end left out. How it is cut into pieces changes no byte."""
     deflate = zlib_ng.compressobj(_LEVEL, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, zlib_ng.DEF_MEM_LEVEL, zlib_ng.Z_RLE)
-    return deflate.compress(chunk.data) + deflate.flush()
+    parts = []
+    for piece in pieces:
+        check_samples(piece, first_event)
+        parts.append(deflate.compress(np.ascontiguousarray(piece, "<f4").data))
+        first_event += len(piece)
+        size -= piece.nbytes
+    return b"".join([*parts, deflate.compress(bytes(size)), deflate.flush()])
 
 
 def _fixed(value: object) -> NDArray[Any]:
