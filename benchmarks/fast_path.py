@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import numpy as np
 
 from minicarlo.detectors import CLIC_ECAL, get_detector, parse_detector
 from minicarlo.events import EventSet, read_events, write_events
-from minicarlo.hybrid import SurrogateShowers
-from minicarlo.simulators import ParticleList, Particles, Setup, simulate
+from minicarlo.hybrid import SurrogateShowers, add_shifted
+from minicarlo.simulators import Batch, ParticleList, Particles, Setup, simulate
 from minicarlo.simulators.geant4 import PARTICLES, Geant4Simulator
-from minicarlo.simulators.tasks import TASK_EVENTS, cut
+from minicarlo.simulators.tasks import TASK_EVENTS, Task, cut
 from minicarlo.simulators.workers import Workers
 
 SINGLE_GEV = {1.0: 200, 10.0: 40, 100.0: 6}
@@ -25,10 +26,10 @@ EACH = 20
 """Particles of a many-particle event."""
 
 
-def single(gev: float, events: int) -> ParticleList:
-    """Electrons of one energy that enter at the centre of the grid."""
+def single(gev: float, events: int, particle: str = "e-") -> ParticleList:
+    """Particles of one energy that enter at the centre of the grid, one to an event."""
     zeros = np.zeros(events, np.float32)
-    names, energies = np.full(events, "e-"), np.full(events, 1e3 * gev, np.float32)
+    names, energies = np.full(events, particle), np.full(events, 1e3 * gev, np.float32)
     return ParticleList(Particles(names, energies, zeros, zeros, zeros, zeros), np.ones(events, np.int64))
 
 
@@ -72,6 +73,7 @@ def speed(rounds: int, jobs: int, surrogate: str, precision: str | None, fast_ev
     cases = [(f"{gev:g} GeV", single(gev, count), single(gev, fast_events)) for gev, count in SINGLE_GEV.items()]
     cases.append((f"{EACH} electrons", electrons(6), electrons(max(fast_events // EACH, 1))))
     cases.append((f"{EACH} e-, e+, gamma", mixture(6), mixture(6)))
+    cases.append(("1 GeV gamma", single(1.0, 200, "gamma"), single(1.0, 200, "gamma")))
     print("| event | full, events/s | fast, events/s | ratio | full, ms of a core | fast, ms of a core | fast energy |")
     print("|---|---|---|---|---|---|---|")
     with ExitStack() as stack:
@@ -82,7 +84,17 @@ def speed(rounds: int, jobs: int, surrogate: str, precision: str | None, fast_ev
             """Seconds, processor seconds, and share of the energy on the fast path."""
             start = time.perf_counter()
             results = pool.run(cut(listed, fast if pool is fast_pool else full, number, 0, len(listed), TASK_EVENTS))
-            done = list(showers.complete(results, number) if pool is fast_pool else results)
+            stopping = 0.0
+
+            def counted() -> Iterator[tuple[Task, Batch]]:
+                nonlocal stopping
+                for task, batch in results:
+                    stopping += batch.seconds
+                    yield task, batch
+
+            done = list(showers.complete(counted(), number) if pool is fast_pool else results)
+            if pool is fast_pool:
+                print(f"Geant4's part of the fast path: {1e3 * stopping / len(listed):.3g} ms of a core", file=sys.stderr)
             samples = np.concatenate([batch.samples for _, batch in done])
             particles, counts = listed.particles(0, 0, len(listed))
             write_events(folder / "events.h5", EventSet(listed.conditions(particles, counts), samples, CLIC_ECAL))
@@ -163,3 +175,17 @@ def edges(events: int, gev: float, jobs: int, folder: Path) -> None:
     for cells in (1, 3, 6, 12):
         beyond = list(100 * showers[:, :, 38 : 38 + cells, 13:38].sum(axis=(1, 2, 3)) / inside)
         print(f"{gev:g} GeV, moved by {cells} cells: {_with_error(beyond)} % of the visible energy are missing")
+
+
+def overlap(path: Path, each: int) -> None:
+    """Print what is lost when `each` single showers of an event set are cut at the threshold before they are added up."""
+    showers = read_events(path).samples
+    threshold = get_detector(CLIC_ECAL).readout_threshold_mev
+    sums = np.zeros((2, len(showers) // each, *showers.shape[1:]), np.float32)
+    shifts = np.random.default_rng(1).integers(-6, 7, (len(showers), 2)).tolist()
+    for index, (shower, shift) in enumerate(zip(showers[: sums.shape[1] * each], shifts, strict=False)):
+        add_shifted(sums[0, index // each], shower, shift)
+        add_shifted(sums[1, index // each], np.where(shower >= threshold, shower, 0), shift)
+    after, before = (np.where(part >= threshold, part, 0) for part in sums)
+    print(f"{each} showers: cut one by one, they lose {1 - before.sum(dtype=float) / after.sum(dtype=float):.3%} of the energy")
+    print(f"and {1 - (before > 0).sum() / (after > 0).sum():.3%} of the cells that they have when cut as a sum")

@@ -6,13 +6,15 @@
     python benchmarks/geant4.py fast [--rounds 6] [--jobs 2]
     python benchmarks/geant4.py position [--events 300] [--energies 2,10,50] [-o runs/geant4]
     python benchmarks/geant4.py particles -o particles.csv [--events 300] [--each 8]
+    python benchmarks/geant4.py overlap SHOWERS [--each 8]
 
 `physics` writes physics.json, physics.md and physics.png; what was simulated stays in the folder, and a repeated command goes on
 from there. `speed` needs a quiet machine and a Python script with a class `Simulation(physics=..., cut_mm=...)` whose method
 `shoot(energies)` simulates electrons in clic-ecal, and interleaves the same events in both. `fast` needs a quiet machine too: it
 simulates in turn with Geant4 alone and with a surrogate inside it. `position` shows how showers change with the entry between the
 centres of cells and with small angles, and what a shower lacks that is moved to the edge of the grid. `particles` writes a list
-of electrons, several to an event, for `minicarlo simulate --conditions`.
+of electrons, several to an event, for `minicarlo simulate --conditions`. `overlap` shows what a threshold on single showers costs
+where several overlap.
 """
 
 from __future__ import annotations
@@ -321,6 +323,9 @@ def main() -> None:
     several.add_argument("--events", type=int, default=300)
     several.add_argument("--each", type=int, default=8)
     several.add_argument("-o", "--output", type=Path, required=True)
+    cutting = verbs.add_parser("overlap")
+    cutting.add_argument("showers", type=Path)
+    cutting.add_argument("--each", type=int, default=8)
     options = parser.parse_args()
     if options.verb == "speed":
         speed(options.reference, options.rounds, options.gev, options.events)
@@ -330,6 +335,8 @@ def main() -> None:
         fast_path.speed(options.rounds, options.jobs, options.surrogate, options.precision, options.events)
     elif options.verb == "particles":
         fast_path.write_list(fast_path.electrons(options.events, options.each, high=10.0), options.output)
+    elif options.verb == "overlap":
+        fast_path.overlap(options.showers, options.each)
     elif options.verb == "position":
         options.output.mkdir(parents=True, exist_ok=True)
         gev = [float(energy) for energy in options.energies.split(",")]
