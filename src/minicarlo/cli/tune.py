@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 @click.option("--evaluation-events", type=int, default=2048, show_default=True, help="Events per evaluation, and again held out.")
 @click.option(
     "--objective",
-    type=click.Choice(["time", "macs"]),
-    default="time",
+    default="throughput",
     show_default=True,
-    help="Choose by measured time or by estimate.",
+    help="What to be better at: throughput, latency (one event), size, or macs (an estimate, nothing is timed). Several with "
+    "commas: the first decides, and the plans that no other beats in all of them are listed.",
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="Apply exactly this plan (a plan.yaml) instead of searching.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of latents, energies and the bootstrap.")
@@ -112,7 +112,7 @@ def command(
             reference=reference,
             calibration_events=calibration_events,
             evaluation_events=evaluation_events,
-            objective="time" if objective == "time" else "macs",
+            objective=objective,
             plan=plan,
             seed=seed,
             progress=display.progress,
@@ -126,13 +126,21 @@ def command(
         table([(name, form, result.ran.get(name, "-")) for name, form in result.plan.items()], ("layer", "planned", "ran"))
     )
     click.echo()
+    if len(result.measures) > 1:
+        rows = [
+            (str(each["description"]), *(f"{value:.2f}" for value in each["measures"].values()))
+            for each in result.candidates
+            if each["front"]
+        ]
+        click.echo(table(rows, ("plans that no other beats, over fp32", *result.measures)))
+        click.echo()
     facts: dict[str, object] = {
         "accepted": "yes" if result.accepted else "no",
         "why": result.reason,
         f"criterion {found['name']}": f"{found['value']:.4f} ({found['low']:.4f} to {found['high']:.4f})",
         "tolerance": f"{found['tolerance']:g}",
         "int8 share": f"{result.int8_share:.0%} of multiply-accumulates",
-        "speed over fp32": f"{result.speedup:.2f}" + (" (estimated)" if objective == "macs" else ""),
+        "speed over fp32": f"{result.speedup:.2f}" + ("" if {"throughput", "latency"} & set(result.measures) else " (estimated)"),
         "trials": f"{result.trials}, {result.full_evaluations} judged, {result.events:,} events, {format_seconds(result.seconds)}"
         + (", interrupted" if result.interrupted else ""),
         "written to": result.path,

@@ -24,6 +24,8 @@ class Evaluation:
         self._subject, self._quantizer, self._criterion = subject, quantizer, subject.criterion
         self.events = min(events, subject.most_events)
         self._batch = next(iter(subject.shapes.values()))[0]
+        free = all(port.get_partial_shape()[0].is_dynamic for port in subject.model.inputs)
+        self._single = {name: (1 if free else shape[0], *shape[1:]) for name, shape in subject.shapes.items()}
         self._reference: OpenVinoNetwork | None = None
         self._references: dict[Use, Summary] = {}
 
@@ -39,10 +41,11 @@ class Evaluation:
         """The plan, ready to run on all cores."""
         return self._quantizer.apply(plan).compile(self._subject.shapes, streams=usable_cores())
 
-    def layer_seconds(self, plan: Plan) -> dict[str, float]:
-        """Time of each layer in one batch of a plan, on one core."""
-        profiled = self._quantizer.apply(plan).compile(self._subject.shapes, profile=True)
-        return profiled.layer_seconds(self._subject.events("search", 0, self._batch))
+    def layer_seconds(self, plan: Plan, *, single: bool = False) -> dict[str, float]:
+        """Time of each layer in one batch of a plan, on one core; with `single`, in one event."""
+        shapes = self._single if single else self._subject.shapes
+        profiled = self._quantizer.apply(plan).compile(shapes, profile=True)
+        return profiled.layer_seconds(self._subject.events("search", 0, next(iter(shapes.values()))[0]))
 
     def search(self, network: OpenVinoNetwork) -> Comparison:
         """The criterion on the events of the search."""
@@ -92,6 +95,15 @@ class Evaluation:
         count = min(self._batch * 2 * usable_cores(), self._subject.most_events)
         inputs = self._subject.events("search", 0, count)
         return interleaved(self._pass(self.reference, inputs), self._pass(network, inputs), seconds=seconds)
+
+    def latency(self, plan: Plan, seconds: float) -> Speedup:
+        """Speed over fp32 of a single event on all cores, interleaved."""
+        reference, candidate = (
+            self._quantizer.apply(each).compile(self._single, threads=usable_cores())
+            for each in (Plan.uniform(self._quantizer.layers, "fp32"), plan)
+        )
+        inputs = self._subject.events("search", 0, next(iter(self._single.values()))[0])
+        return interleaved(lambda: reference.run(inputs), lambda: candidate.run(inputs), seconds=seconds)
 
     def summarised(self, network: OpenVinoNetwork, inputs: Arrays) -> Summary:
         """What the criterion keeps of a network's outputs, never more than a few batches of them in memory."""

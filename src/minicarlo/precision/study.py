@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,12 @@ from minicarlo.files import check_writable
 from minicarlo.models import Inputs
 from minicarlo.precision.audit import FORMATS as AUDITED
 from minicarlo.precision.audit import check_kernels
-from minicarlo.precision.cost import LayerCost
 from minicarlo.precision.criterion import Comparison
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History, plain
 from minicarlo.precision.losses import UserFunction
-from minicarlo.precision.plan import FORMATS, Plan, estimated_speedup, int8_share
+from minicarlo.precision.objectives import TIMED, Objectives, listed, parse_objectives
+from minicarlo.precision.plan import FORMATS, Plan, int8_share
 from minicarlo.precision.planfile import PlanFile, plan_yaml
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.rewriting import with_rewrites
@@ -54,12 +54,13 @@ class Status:
 class TuneResult:
     """What `tune` found.
 
-    `accepted` says whether a plan below fp32 met the criterion and is faster; otherwise `plan` is all fp32 and `reason`
+    `accepted` says whether a plan below fp32 met the criterion and is better; otherwise `plan` is all fp32 and `reason`
     says why. `trials` counts every plan that was run, sensitivity probes included, `full_evaluations` those that the criterion
     judged, each on as many events as its verdict needed; `events` counts these events, probes included. `criterion` has
     `name`, `reference` (fp32 against itself: zero), `value`, `low`, `high` (on held-out events), `tolerance`, `confidence` and
     `floor` (two independent fp32 samples). `wrong_kernels` were not offered to the search. `speedup` is relative to fp32,
-    measured (or estimated from multiply-accumulates with `objective="macs"`).
+    measured (or estimated from multiply-accumulates where nothing is timed); `measures` are the ratios to fp32 by objective.
+    `candidates` are all trials that passed, with their measures; `front` marks those that no other beats in all objectives.
     """
 
     accepted: bool
@@ -71,6 +72,8 @@ class TuneResult:
     ran: dict[str, str]
     int8_share: float
     speedup: float
+    measures: dict[str, float]
+    candidates: tuple[dict[str, Any], ...]
     criterion: dict[str, Any]
     reason: str
     path: str
@@ -102,7 +105,7 @@ def tune(
     calibration_events: int = 256,
     evaluation_events: int = 2048,
     reference: Path | str | None = None,
-    objective: Literal["time", "macs"] = "time",
+    objective: str | Sequence[str] = "throughput",
     timing_seconds: float = 1.0,
     plan: Path | str | None = None,
     progress: Progress | None = None,
@@ -114,16 +117,17 @@ def tune(
     is calibrated and judged on `inputs`: arrays (events, ...) by name, or the path of an .npz file of them, or a function of the
     first and the last event's number that gives such arrays, always the same.
 
-    With `objective="time"` a surrogate's graph is first rewritten into the fastest one that computes the same (see
+    `objective` is what a plan is to be better at than fp32: "throughput", "latency" (one event), "size" (bytes), or "macs" (an
+    estimate for machines too busy to time anything); of several, the first decides and the others are measured for every plan.
+    With one that is timed, a surrogate's graph is first rewritten into the fastest one that computes the same (see
     `minicarlo.precision.rewriting`); fp32 then means that graph.
 
     Candidates run on the same inputs as fp32. A plan passes when the upper bound of the criterion's bootstrap
     interval stays within `tolerance` on `evaluation_events` events and again on as many that the search never saw; with
     `reference`, a path of Monte Carlo events, CERN's figure against these must not be worse either. Of the plans that pass,
-    the fastest is written (`objective="macs"`: by estimate, for machines too busy to time anything). The search ends when the
-    strategy has nothing left to try or `max_trials` are made; with `exit_policy="first"` at the first plan that passes
-    everything and is faster than fp32. Ctrl-C or `time_limit` (seconds) end it early with the best so far; a killed run that is
-    started again with the same arguments takes up its history.
+    the best is written. The search ends when the strategy has nothing left to try or `max_trials` are made; with
+    `exit_policy="first"` at the first plan that passes everything and is better than fp32. Ctrl-C or `time_limit` (seconds) end
+    it early with the best so far; a killed run that is started again with the same arguments takes up its history.
 
     With `plan`, the path of a plan file, nothing is searched: exactly this plan is applied, judged and written, whether it
     passes (`accepted`) or not.
@@ -141,7 +145,8 @@ def tune(
     Raises TuningError, InvalidSurrogate, InvalidModel, MissingExtra, InvalidEventSet, OutputError.
     """
     output = Path(output)
-    allowed = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, objective, exit_policy)
+    allowed = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, exit_policy)
+    objectives = parse_objectives(objective)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
     if reference is not None:
@@ -158,7 +163,7 @@ def tune(
         confidence=confidence,
         batch=batch,
         calibration_events=calibration_events,
-        rewrite=objective == "time" and given is None,
+        rewrite=not TIMED.isdisjoint(objectives) and given is None,
         seed=seed,
     )
     if reference is not None and not isinstance(subject, SurrogateSubject):
@@ -173,7 +178,7 @@ def tune(
         "seed": seed,
         "calibration_events": calibration_events,
         "evaluation_events": evaluation_events,
-        "objective": objective,
+        "objective": list(objectives),
         "machine": machine(),
     }
     chosen_strategy = get_strategy(strategy)
@@ -191,7 +196,7 @@ def tune(
         History(path, request),
         tolerance=tolerance,
         budget=Budget(max_trials, time_limit),
-        timing_seconds=timing_seconds if objective == "time" else None,
+        objectives=Objectives(objectives, quantizer, evaluation, timing_seconds),
         confirm=confirm,
         progress=progress,
         status=status,
@@ -253,21 +258,21 @@ class Study:
         *,
         tolerance: float,
         budget: Budget,
-        timing_seconds: float | None,
+        objectives: Objectives,
         confirm: Confirm | None,
         progress: Progress | None,
         status: Callable[[Status], None] | None,
     ) -> None:
         self._subject, self._criterion, self._confirm, self._status = subject, subject.criterion, confirm, status
         self._quantizer, self._evaluation, self._history = quantizer, evaluation, history
-        self._tolerance, self.budget, self._timing_seconds, self._progress = tolerance, budget, timing_seconds, progress
+        self._tolerance, self.budget, self._objectives, self._progress = tolerance, budget, objectives, progress
         self._known = {Plan.of(trial.plan).key: trial for trial in history.trials}
         self._confirmations: dict[int, dict[str, Any]] = {}
         self.interrupted = False
         self._probes = 0
         self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history.sensitivities, self._record)
         self._probe_seconds = 0.0
-        self.cost = LayerCost(quantizer.layers, None if timing_seconds is None else self._layer_seconds)
+        self.cost = objectives.cost
         self.trials: list[Trial] = []
 
     def wrong_kernels(self, formats: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -323,7 +328,8 @@ class Study:
             worst = max(comparison.families, key=comparison.families.__getitem__)
             on = f"{events:,} events (worst: {worst})" if held_out is None else "held-out events"
             reason = f"upper bound {(held_out or comparison).high:.3g} on {on} is above the tolerance {self._tolerance:g}"
-        speed, spread = self._speed(plan, network)
+        measured = self._objectives.measure(plan, network)
+        speed = self._objectives.speedup(plan, measured)
         return Trial(
             **base,
             followed=True,
@@ -335,17 +341,12 @@ class Study:
             families=comparison.families,
             held_out=None if held_out is None else {"value": held_out.value, "low": held_out.low, "high": held_out.high},
             events=events + (0 if held_out is None else self._evaluation.events),
-            speedup=speed,
-            speedup_spread=spread,
+            measures={name: each.value for name, each in measured.items()},
+            speedup=speed.value,
+            speedup_spread=speed.spread,
             int8_share=share,
             seconds=time.monotonic() - start,
         )
-
-    def _speed(self, plan: Plan, network: OpenVinoNetwork) -> tuple[float, float | None]:
-        if self._timing_seconds is None:
-            return estimated_speedup(plan, self._quantizer.layers), None
-        measured = self._evaluation.speedup(network, self._timing_seconds)
-        return measured.value, measured.spread
 
     def _probe(self, plan: Plan) -> float:
         if self.budget.out_of_time:
@@ -363,9 +364,6 @@ class Study:
         self._tick()
         return value
 
-    def _layer_seconds(self, form: str) -> dict[str, float]:
-        return self._evaluation.layer_seconds(Plan.uniform(self._quantizer.layers, form))
-
     def _record(self, layer: str, form: str, value: float) -> None:
         self._history.add_sensitivity(layer, form, value, self._probe_seconds)
 
@@ -377,12 +375,12 @@ class Study:
 
     def _tell(self, doing: str) -> None:
         if self._status is not None:
-            best = max((trial for trial in self.trials if trial.accepted), key=lambda trial: trial.speedup or 0.0, default=None)
+            best = max((trial for trial in self.trials if trial.accepted), key=lambda trial: trial.gain, default=None)
             self._status(Status(doing, best, self.budget.seconds_left))
 
     def succeeded(self, trial: Trial) -> bool:
-        """Whether a trial passed everything, the second judge included, and is faster than fp32."""
-        return trial.accepted and (trial.speedup or 0.0) > 1 and self._confirmation(trial).get("accepted", True)
+        """Whether a trial passed everything, the second judge included, and is better than fp32."""
+        return trial.accepted and trial.gain > 1 and self._confirmation(trial).get("accepted", True)
 
     def _confirmation(self, trial: Trial) -> dict[str, Any]:
         """What the second judge says of a trial; empty if there is none."""
@@ -401,16 +399,16 @@ class Study:
         return self._result(output, trial, accepted=confirmed, reason=f"{trial.description}: {reason}")
 
     def finish(self, output: Path) -> TuneResult:
-        """Choose the fastest plan that passed, have it confirmed if there is a second judge, and write it."""
+        """Choose the best plan that passed, have it confirmed if there is a second judge, and write it."""
         best: Trial | None = None
-        slower = refused = 0
-        for trial in sorted((t for t in self.trials if t.accepted), key=lambda t: t.speedup or 0.0, reverse=True):
+        worse = refused = 0
+        for trial in sorted((t for t in self.trials if t.accepted), key=lambda t: t.gain, reverse=True):
             if self.succeeded(trial):
                 best = trial
                 break
-            slower += (trial.speedup or 0.0) <= 1
-            refused += (trial.speedup or 0.0) > 1
-        return self._result(output, best, accepted=best is not None, reason=_account(best, slower, refused, self.trials))
+            worse += trial.gain <= 1
+            refused += trial.gain > 1
+        return self._result(output, best, accepted=best is not None, reason=_account(best, worse, refused, self.trials))
 
     def _result(self, output: Path, best: Trial | None, *, accepted: bool, reason: str) -> TuneResult:
         """Judge the plan of a trial (fp32 if there is none) on held-out events and write it."""
@@ -440,6 +438,8 @@ class Study:
             ran=ran,
             int8_share=int8_share(ran, self._quantizer.layers),
             speedup=1.0 if best is None or best.speedup is None else best.speedup,
+            measures={} if best is None else best.measures,
+            candidates=listed([trial for trial in self.trials if trial.accepted]),
             criterion=criterion,
             reason=reason,
             path=str(output),
@@ -460,17 +460,17 @@ class Study:
             "layers": [layer.__dict__ for layer in self._quantizer.layers],
         }
         kept = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
-        speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._timing_seconds is not None else None
+        speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._objectives.timed else None
         plan_file = plan_yaml(plan, self._quantizer.layers, self._subject.rewrites)
         self._subject.write(output, planned, kept | facts, self._history.content(), plan_file, speed)
 
 
-def _account(best: Trial | None, slower: int, refused: int, trials: list[Trial]) -> str:
+def _account(best: Trial | None, worse: int, refused: int, trials: list[Trial]) -> str:
     if best is not None:
         return f"{best.description}: {best.reason}"
     reasons = []
-    if slower:
-        reasons.append(f"{slower} passed but were not faster than fp32")
+    if worse:
+        reasons.append(f"{worse} passed but were no better than fp32")
     if refused:
         reasons.append(f"{refused} passed but were worse against the Monte Carlo events")
     failed = sum(not trial.accepted for trial in trials)
@@ -487,7 +487,6 @@ def _check(
     time_limit: float | None,
     calibration_events: int,
     evaluation_events: int,
-    objective: str,
     exit_policy: str,
 ) -> tuple[str, ...]:
     unknown = [form for form in formats if form not in FORMATS]
@@ -506,8 +505,6 @@ def _check(
             f"At least 16 calibration events and 100 evaluation events are needed, "
             f"not {calibration_events} and {evaluation_events}."
         )
-    if objective not in ("time", "macs"):
-        raise TuningError(f"Objective {objective!r:.40} is unknown; choose time or macs.")
     if exit_policy not in ("first", "exhausted"):
         raise TuningError(f"Exit policy {exit_policy!r:.40} is unknown; choose first or exhausted.")
     return tuple(form for form in FORMATS if form in formats or form == "fp32")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from minicarlo.engines import CompiledGenerator
 
 Array = NDArray[np.float32]
-Pass = Callable[[], None]
+Pass = Callable[[], object]
 """Runs the same events once."""
 
 

@@ -21,8 +21,9 @@ class Trial:
     """A plan and what came of it.
 
     `value`, `low` and `high` are the criterion on the events of the search, of which as many were run as the verdict needed;
-    `held_out` the same keys on events the search never saw (only for what passed the search). `events` counts both. `speedup`
-    is relative to fp32. `followed` says whether the runtime ran what was planned.
+    `held_out` the same keys on events the search never saw (only for what passed the search). `events` counts both. `measures`
+    are ratios to fp32 by objective, the first of them what the search is after; `speedup` is that of time. `followed` says
+    whether the runtime ran what was planned.
     """
 
     trial: int
@@ -38,6 +39,7 @@ class Trial:
     families: dict[str, float] = field(default_factory=dict)
     held_out: dict[str, float] | None = None
     events: int = 0
+    measures: dict[str, float] = field(default_factory=dict)
     speedup: float | None = None
     speedup_spread: float | None = None
     int8_share: float = 0.0
@@ -48,6 +50,11 @@ class Trial:
         """The upper bound of the criterion, on held-out events if there were any; infinite for a trial that did not run."""
         bounds = ((self.held_out or {}).get("high"), self.high)
         return next((bound for bound in bounds if bound is not None), float("inf"))
+
+    @property
+    def gain(self) -> float:
+        """How much better than fp32 by the first objective; zero for a trial that did not run."""
+        return next(iter(self.measures.values()), 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """For the history."""

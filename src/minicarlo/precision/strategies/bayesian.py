@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from minicarlo.precision.strategies._optuna import OptunaStrategy
@@ -22,7 +23,8 @@ class Bayesian(OptunaStrategy):
 
     def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         """See OptunaStrategy."""
-        import torch  # noqa: F401  Optuna would ask for it at the tenth trial only
         from optuna.samplers import GPSampler
 
+        if find_spec("torch") is None:  # Optuna would ask for it at its eleventh trial only
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
         return GPSampler(seed=seed)
