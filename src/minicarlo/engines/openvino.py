@@ -227,14 +227,13 @@ class OpenVinoGenerator(CompiledGenerator):
         while len(self._requests) < depth:
             self._requests.append(self._compiled.create_infer_request())
         idle = deque(self._requests.popleft() for _ in range(depth))  # ours until done: a second map takes others
-        running: deque[tuple[Key, int, Any]] = deque()
+        running: deque[tuple[Key, Array, Any]] = deque()
         try:
             for key, latent, energy in batches:
                 if not idle:
                     yield self._finish(running, idle)
                 request = idle.popleft()
-                self._start(request, latent, energy)
-                running.append((key, len(latent), request))
+                running.append((key, self._start(request, latent, energy), request))
             while running:
                 yield self._finish(running, idle)
         finally:
@@ -244,7 +243,10 @@ class OpenVinoGenerator(CompiledGenerator):
                 idle.append(request)
             self._requests.extend(idle)
 
-    def _start(self, request: Any, latent: Array, energy: Array) -> None:  # noqa: ANN401
+    def _start(self, request: Any, latent: Array, energy: Array) -> Array:  # noqa: ANN401
+        """Begin an inference; the samples will be in the array that is returned, without a copy."""
+        import openvino
+
         latent = np.ascontiguousarray(latent, np.float32)
         energy = np.ascontiguousarray(energy, np.float32).reshape(-1, 1)
         count = len(latent)
@@ -253,12 +255,14 @@ class OpenVinoGenerator(CompiledGenerator):
         if self.batch is not None and count < self.batch:
             latent = np.concatenate([latent, np.broadcast_to(latent[-1:], (self.batch - count, latent.shape[1]))])
             energy = np.concatenate([energy, np.broadcast_to(energy[-1:], (self.batch - count, 1))])
+        samples = np.empty((len(latent), *self.sample_shape), np.float32)
+        request.set_tensor(self._output, openvino.Tensor(samples, shared_memory=True))
         request.start_async({self._latent: latent, self._energy: energy}, share_inputs=False)
+        return samples[:count]
 
-    def _finish(self, running: deque[tuple[Key, int, Any]], idle: deque[Any]) -> tuple[Key, Array]:
-        key, count, request = running.popleft()
+    def _finish(self, running: deque[tuple[Key, Array, Any]], idle: deque[Any]) -> tuple[Key, Array]:
+        key, samples, request = running.popleft()
         request.wait()
-        samples: Array = request.get_tensor(self._output).data[:count].copy()
         idle.append(request)
         return key, samples
 
