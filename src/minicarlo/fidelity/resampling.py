@@ -208,7 +208,7 @@ def _draws(random: np.random.Generator, number: int, strata: NDArray[np.int64]) 
 def _transposed(features: Any) -> Any:  # noqa: ANN401 - dense, sparse or products
     if isinstance(features, Products):
         return features
-    return features.T.tocsr() if hasattr(features, "tocsr") else np.ascontiguousarray(features.T)
+    return features.T.tocsr() if hasattr(features, "tocsr") else features.T
 
 
 def _sums(transposed: Any, weights: NDArray[np.float32]) -> Float:  # noqa: ANN401

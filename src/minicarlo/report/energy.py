@@ -213,7 +213,8 @@ def conditional(observables: Mapping[str, ObservableScore], *, title: str, condi
             for name, row in rows.items()
         ]
         differing = sum(entry.verdict == DIFFERS for row in rows.values() for entry in row.bins)
-        alt = f"{title}: {differing} of {p_values.size} pairs of observable and bin differ"
+        what = "energy" if condition == ENERGY else "angle"
+        alt = f"{title}: {differing} of {p_values.size} pairs of observable and {what} bin differ"
         return Picture(figure, alt, Table(("observable", *words, "worst bin"), tuple(table)))
 
 
