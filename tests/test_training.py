@@ -77,6 +77,7 @@ def test_training_gives_a_surrogate_that_computes_what_the_network_computes(
     result = train(configuration(tmp_path, showers, generator, steps=2))
     surrogate = Surrogate.load(result.surrogate)
     assert surrogate.manifest.generator == generator
+    assert surrogate.manifest.training["particle"] == "e-"  # of the showers: what may use it inside Geant4
     assert surrogate.manifest.conditions["incident_energy"].high <= 1e5
     assert list((tmp_path / "run" / "plots").glob("*.png"))
     assert list((tmp_path / "run" / "tensorboard").iterdir())

@@ -192,6 +192,7 @@ def save(config: TrainConfig, generator: Generator, showers: Showers, steps: int
         "steps": steps,
         "seconds": round(seconds, 1),
         "events": len(showers),
+        **({} if showers.particle is None else {"particle": showers.particle}),
         "configuration": config.training.model_dump_json(),
         "torch": torch.__version__,
         "processor_count": os.cpu_count() or 1,

@@ -21,13 +21,15 @@ __all__ = ["Showers", "load_showers", "turned"]
 class Showers:
     """Showers and conditions, all in MeV.
 
-    `energy` (N, *detector.shape), `incident_energy` (N, 1), `layer_energies` (N, layers).
+    `energy` (N, *detector.shape), `incident_energy` (N, 1), `layer_energies` (N, layers). `particle` is whose showers they are,
+    if all event sets say the same.
     """
 
     energy: Tensor
     incident_energy: Tensor
     layer_energies: Tensor
     detector: Detector
+    particle: str | None = None
 
     def __len__(self) -> int:
         return len(self.energy)
@@ -81,4 +83,6 @@ def load_showers(paths: Sequence[Path], detector: str | None = None, count: int 
         parts.append(events)
     energy = torch.from_numpy(np.concatenate([part.samples for part in parts]))
     incident = torch.from_numpy(np.concatenate([part.incident_energy for part in parts])).reshape(-1, 1)
-    return Showers(energy, incident, energy.sum((2, 3)), get_detector(parts[0].detector))
+    particles = {part.attributes.get("particle") for part in parts}
+    particle = str(particles.pop()) if len(particles) == 1 and None not in particles else None
+    return Showers(energy, incident, energy.sum((2, 3)), get_detector(parts[0].detector), particle)
