@@ -310,3 +310,8 @@ class TestCommand:
     def test_needs_an_energy_or_conditions(self, tmp_path):
         done = CliRunner().invoke(main, ["simulate", "-n", "3", "-o", str(tmp_path / "run.h5")])
         assert done.exit_code == 2 and "'--energy' or '--conditions'" in done.stderr
+
+    @pytest.mark.parametrize("option", [["--precision", "fp32"], ["--fast-offset", "0.1"], ["--fast-above", "5GeV"]])
+    def test_takes_no_options_of_a_surrogate_without_one(self, option, tmp_path):
+        done = CliRunner().invoke(main, ["simulate", "-n", "3", "--energy", "1GeV", "-o", str(tmp_path / "run.h5"), *option])
+        assert done.exit_code == 2 and "those of '--fast', which is missing" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -40,14 +41,8 @@ from minicarlo.detectors import CLIC_ECAL
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "tuned"]), help="Of --fast. Default: tuned if it is, else fp32.")
 @click.option("--fast-particles", help="Whose showers --fast makes: e-,e+. Default: what it was trained on.")
 @click.option("--fast-above", help="Energy from which --fast is used. Default: all it was trained for.")
-@click.option(
-    "--fast-offset",
-    type=float,
-    default=0.05,
-    show_default=True,
-    help="Largest distance of an entry from a cell's centre, in cells.",
-)
-@click.option("--fast-angle", default="0.25deg", show_default=True, help="Largest angle to the normal.")
+@click.option("--fast-offset", type=float, help="Largest distance of an entry from a cell's centre, in cells.  [default: 0.05]")
+@click.option("--fast-angle", help="Largest angle to the normal.  [default: 0.25deg]")
 @click.option("--draw", "picture", type=click.Path(path_type=Path), help="Draw the detector with the first shower, as PNG.")
 @json_option
 def command(
@@ -71,8 +66,8 @@ def command(
     precision: str | None,
     fast_particles: str | None,
     fast_above: str | None,
-    fast_offset: float,
-    fast_angle: str,
+    fast_offset: float | None,
+    fast_angle: str | None,
     picture: Path | None,
     as_json: bool,
 ) -> None:
@@ -96,18 +91,21 @@ def command(
         raise click.UsageError("Missing option '--energy' or '--conditions'.")
     if energy is None and picture is not None:
         raise click.UsageError("Option '--draw' needs '--energy'.")
+    options: dict[str, Any] = {
+        "precision": precision,
+        "particles": tuple(fast_particles.split(",")) if fast_particles else None,
+        "above": fast_above,
+        "offset": fast_offset,
+        "angle": fast_angle,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     parameterisation = None
     if fast is not None:
         from minicarlo.hybrid import SurrogateShowers
 
-        parameterisation = SurrogateShowers(
-            fast,
-            precision=precision,
-            particles=tuple(fast_particles.split(",")) if fast_particles else None,
-            above=fast_above,
-            offset=fast_offset,
-            angle=fast_angle,
-        )
+        parameterisation = SurrogateShowers(fast, **given)
+    elif given:
+        raise click.UsageError("The precision and what takes the fast path are those of '--fast', which is missing.")
     detector = detector or (CLIC_ECAL if parameterisation is None else parameterisation.detector.name)
     if picture is not None and energy is not None:
         draw(
