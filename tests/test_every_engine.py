@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from minicarlo.cli import main
 from minicarlo.engines import compile_surrogate, engines, find_offer, has_bf16, mac_layers, read_model
 from minicarlo.engines.onnxruntime import OnnxRuntimeGenerator
 from minicarlo.errors import UnsupportedEngine, UnsupportedPrecision
+from minicarlo.generation.settings import available_precisions
 from minicarlo.graph.verify import ROUNDING, deviation
 from minicarlo.sampling import EnergyDistribution, normal_latents
-from minicarlo.surrogate import Surrogate
+from minicarlo.surrogate import Surrogate, Tuned, TunedPlan
 from small_surrogate import LATENT_SIZE, LAYERS, THRESHOLD_MEV, make_small_surrogate, small_onnx
 
 COUNT = 70
@@ -131,7 +133,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from minicarlo.engines import compile_surrogate
-from minicarlo.surrogate import Surrogate
+from minicarlo.surrogate import Surrogate, Tuned, TunedPlan
 
 def spent():
     fields = {}
@@ -199,6 +201,27 @@ class Calibration(CalibrationDataReader):
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self.left.pop() if self.left else None
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedWithOnnx(Tuned):
+    """A tuned model that has its QuantizeLinear form as well."""
+
+    onnx: bytes = b""
+
+
+def test_onnx_runtime_runs_a_tuned_model_in_onnx_where_there_is_one(tmp_path, small, latent, expected):
+    """The plan names the layers in int8; that of `quantize_static` here has the convolutions."""
+    (tmp_path / "fp32.onnx").write_bytes(small.onnx)
+    options = {"quant_format": QuantFormat.QDQ, "op_types_to_quantize": ["Conv"], "per_channel": True}
+    quantize_static(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", Calibration(), **options)
+    plan = TunedPlan(plan={}, ran={}, inference_precision="f32")
+    tuned = dataclasses.replace(small, tuned=TunedWithOnnx(b"", b"", plan, (tmp_path / "int8.onnx").read_bytes()))
+    compiled = compile_surrogate(tuned, "tuned", engine="onnxruntime", batch=8)
+    assert [name for name, form in compiled.precision_report().items() if form == "int8"] == [n for n in LAYERS if "conv" in n]
+    found = compiled.run(latent, ENERGY)
+    assert 1e-6 < np.abs(found.sum((2, 3)) - expected.sum((2, 3))).mean() / expected.sum((2, 3)).mean() < 0.1
+    assert "tuned" in available_precisions(tuned, "onnxruntime")
 
 
 def test_onnx_runtime_says_which_layers_of_a_quantised_graph_it_really_runs_in_int8(tmp_path):
