@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from minicarlo.cli import main
-from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, get_detector
+from minicarlo.detectors import CLIC_ECAL, PAR04_SIW, Detector, get_detector, parse_detector, register_detector
 from minicarlo.errors import InvalidCondition, InvalidConfig, OutputError, UnsupportedPrecision
 from minicarlo.events import events_info, read_conditions, read_events
 from minicarlo.generation import generate
@@ -27,6 +28,7 @@ from minicarlo.sampling import EnergyDistribution
 from minicarlo.simulators import Acceptance, run, simulate
 from minicarlo.simulators.acceptance import FAST, FATES, whole_cells
 from minicarlo.simulators.data_sets import DATA_SETS
+from minicarlo.surrogate import Surrogate, save_surrogate
 from small_surrogate import make_small_surrogate
 
 SHARED = os.environ.get("MINICARLO_SHARED")
@@ -173,6 +175,59 @@ class TestAccount:
         assert (found["fast_low_mev"], found["fast_high_mev"]) == (1000, 100_000)
         assert found["seconds"] > 0 and found["generator"].startswith("Geant4")
         assert found["energy_distribution"].startswith("11 given particles in 5 events, sha256 ")
+
+
+def _exact_surrogate(folder: Path, detector: Detector) -> Surrogate:
+    """A surrogate that puts all incident energy into the four cells around the axis in the first layer."""
+    share = np.zeros(detector.shape, np.float32)
+    share[0, 1:3, 1:3] = 0.25
+    constants = {"share": share.reshape(1, -1), "axes": np.array([1]), "zero": np.zeros(1, np.float32)}
+    constants["shape"] = np.array([-1, *detector.shape])
+    nodes = [
+        helper.make_node("ReduceSum", ["latent", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+        helper.make_node("Add", ["incident_energy", "nothing"], ["energy"]),
+        helper.make_node("MatMul", ["energy", "share"], ["cells"]),
+        helper.make_node("Reshape", ["cells", "shape"], ["showers"]),
+    ]
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *sizes])
+        for name, sizes in (("latent", [4]), ("incident_energy", [1]), ("showers", detector.shape))
+    ]
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "exact", ports[:2], ports[2:], weights)
+    return save_surrogate(
+        folder,
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString(),
+        name="exact",
+        generator="shower2d",
+        conditions={"incident_energy": {"unit": "MeV", "low": 1e3, "high": 1e5}},
+        latent_size=4,
+        sample_shape=detector.shape,
+        detector=detector.name,
+        readout_threshold_mev=0.0,
+        training={"particle": "e-"},
+    )
+
+
+@needs_geant4
+def test_all_energy_that_enters_a_total_absorber_is_found_whichever_way_it_took(tmp_path):
+    """A metre of lead in a grid whose centre is a corner of cells. Of what Geant4 tracks, up to 3 % leave at the front."""
+    layers = [{"material": "G4_Pb", "mm": 100, "read_out": True}]
+    description = {"name": "lead", "grid": "cartesian", "cells": [10, 4, 4], "cell_mm": 300, "plate_mm": 2000, "layers": layers}
+    detector = register_detector(parse_detector(description))
+    fast = SurrogateShowers(_exact_surrogate(tmp_path / "exact", detector))
+    (tmp_path / "list.csv").write_text(
+        "event,particle,energy,x,y\n0,e-,5000,300,-300\n0,e-,900,0,0\n0,gamma,800,0,0\n1,e-,7000,600,0\n1,e-,2000,150,150\n"
+    )
+    simulate(conditions=tmp_path / "list.csv", output=tmp_path / "run.h5", detector=detector, parameterisation=fast, cut_mm=10)
+    events = read_events(tmp_path / "run.h5")
+    first, second = events.samples
+    assert 5000 + 0.97 * 1700 < first.sum() < 5000 + 1700.5
+    assert np.all(first[0, 2:, :2] >= 1250)  # moved by a cell in x and one back in y
+    assert 3500 + 0.97 * 2000 < second.sum() < 3500 + 2000.5  # entered at the edge: half of it lies outside
+    assert events.conditions["fast_energy"].tolist() == [5000, 7000]
+    assert events.conditions["tracked_for_position"].tolist() == [0, 1]
 
 
 @needs_geant4
