@@ -204,7 +204,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
             right.plot([trial["factor"] for trial in trials], shares, marker="o", label=name)
     right.axhline(0.9, color="0.6", linewidth=1, linestyle="--")
     right.set(xlabel="events / events that the tool asks for", ylabel="found and named", xscale="log", ylim=(0, 1.05))
-    right.legend(frameon=False)
+    if right.lines[1:]:
+        right.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -239,6 +240,10 @@ def main() -> None:
         else None,
         "power": {},
     }
+    kept_results = arguments.output / "calibration.json"
+    kept_results.write_text(json.dumps(results, indent=1))
+    if results["null"]:
+        print(json.dumps({key: value for key, value in results["null"].items() if key != "p_values"}))
     candidate = partial(measured_once, arguments.candidate, events=arguments.candidates)
     clean = candidate(None, kept=kept / "candidate.npz")
     for name in arguments.defects:
@@ -254,7 +259,7 @@ def main() -> None:
             factors=arguments.factors,
         )
         print(name, json.dumps({key: value for key, value in results["power"][name].items() if key != "headline"}))
-        (arguments.output / "calibration.json").write_text(json.dumps(results, indent=1))
+        kept_results.write_text(json.dumps(results, indent=1))
     draw(results, arguments.output / "calibration.png")
 
 
