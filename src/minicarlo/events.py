@@ -27,7 +27,7 @@ THETA, PHI = "incident_theta", "incident_phi"
 """Conditions of event sets with inclined particles: polar and azimuthal angle of the incident direction, rad."""
 
 ENERGIES, SHOWERS = "incident_energies", "showers"  # CaloChallenge's names of the datasets
-_UNITS = {ENERGY: "MeV", THETA: "rad", PHI: "rad"}
+_UNITS = {ENERGY: "MeV", THETA: "rad", PHI: "rad", "fast_energy": "MeV", "incident_x": "mm", "incident_y": "mm"}
 _CHUNK = 64  # events in a compressed chunk: 4 MB of clic-ecal
 _LEVEL = 1  # level 4 is 15 % smaller and a third slower; HDF5's shuffle makes showers, mostly zeros, larger
 _COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
