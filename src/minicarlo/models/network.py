@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Inputs = Mapping[str, NDArray[Any]] | Callable[[int, int], Mapping[str, NDArray[Any]]]
 """Input name to array (events, ...), or a function from the first and the last event's number to such arrays."""
 
+_LAYERS = ("MatMul", "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
 _AUTOMATIC = re.compile(r"[A-Z][A-Za-z]*_\d+")
 
 
@@ -105,12 +106,23 @@ class Network:
 
 def _name_operations(graph: openvino.Model, own_names: bool) -> None:
     """Numbers that converters put behind names count what the process made before; number by place instead."""
+    graph.set_friendly_name("network")
     used: set[str] = set()
     numbers: dict[str, int] = {}
+    for op in graph.get_ordered_ops():  # where a converter made two of a layer, the sum with the bias got its name
+        if op.get_type_name() in _LAYERS and _AUTOMATIC.fullmatch(op.get_friendly_name()):
+            targets = [target.get_node() for target in op.output(0).get_target_inputs()]
+            if (
+                len(targets) == 1
+                and targets[0].get_type_name() == "Add"
+                and not _AUTOMATIC.fullmatch(targets[0].get_friendly_name())
+            ):
+                op.set_friendly_name(f"{targets[0].get_friendly_name()}/WithoutBiases")
     for op in graph.get_ordered_ops():
         kind = op.get_type_name()
         name = op.get_friendly_name().replace(",", ";")  # OpenVINO lists names with commas between
-        if kind not in ("Parameter", "Result") and not own_names and _AUTOMATIC.fullmatch(name) or name in used or not name:
+        automatic = re.fullmatch(rf"{kind}_\d+", name) if own_names else _AUTOMATIC.fullmatch(name)
+        if (kind != "Parameter" and automatic and not (own_names and kind in _LAYERS)) or name in used or not name:
             numbers[kind] = numbers.get(kind, -1) + 1
             name = f"{kind}.{numbers[kind]}"
         used.add(name)

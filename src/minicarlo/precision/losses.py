@@ -30,7 +30,7 @@ UserFunction = Callable[[Arrays, Arrays, Arrays], Any]
 
 _ELEMENTS = 64
 """Outputs of at most so many elements are compared element by element by `wasserstein`, larger ones with all values together."""
-_GRID = 64
+_GRID = 256
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class Cosine(Loss):
 class Wasserstein(Loss):
     """First Wasserstein distance between the distributions over events, in standard deviations of the reference.
 
-    W1 is the integral of the distance between the two distribution functions, taken on a grid of quantiles of the reference.
+    W1 is the integral of the distance between the two distribution functions, taken on a grid: quantiles of the reference, and
+    equal steps from the lowest to the highest value of both.
     Outputs of few elements: mean over elements of each one's distance; others: all elements together.
     """
 
@@ -128,17 +129,20 @@ class Wasserstein(Loss):
     def terms(self, reference: Array, candidate: Array) -> Array:
         """See Loss."""
         count, elements = reference.shape
+        if not np.all(np.isfinite(candidate)):
+            return np.full((count, 1), np.nan)
         columns = np.arange(elements).reshape((-1, 1) if elements <= _ELEMENTS else (1, -1))
         parts = []
         for column in columns:
             true, made = (values[:, column] for values in (reference, candidate))
             spread = np.std(true) or np.abs(true).max() or 1.0
-            points = np.unique(np.quantile(true, np.linspace(0, 1, _GRID)))
-            edges = np.concatenate([[points[0] - spread], points, [points[-1] + spread]])
+            ends = (min(true.min(), made.min()), max(true.max(), made.max()))
+            number = _GRID // (1 if len(columns) == 1 else 4)
+            edges = np.unique(np.concatenate([np.quantile(true, np.linspace(0, 1, number)), np.linspace(*ends, number)]))
             middles = (edges[1:] + edges[:-1]) / 2
             below = (_below(made, middles) - _below(true, middles)) / true.shape[1]
             parts.append(below * np.diff(edges) / (spread * len(columns)))
-        return np.concatenate(parts, 1) if np.all(np.isfinite(candidate)) else np.full((count, 1), np.nan)
+        return np.concatenate(parts, 1)
 
     def figure(self, means: Array) -> Array:
         """See Loss."""

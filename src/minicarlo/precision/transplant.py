@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,8 @@ def read_quantised(model: openvino.Model, names: Mapping[str, str]) -> dict[str,
         name = op.get_friendly_name()
         if name in names and not _is(op.input_value(1).get_node(), "Constant"):
             ranges = tuple(_ranges(op, 0))
+            if "Backprop" in op.get_type_name():
+                ranges = tuple(replace(entry, bounds=_symmetric(entry.bounds)) for entry in ranges)
             if ranges:
                 layers[names[name]] = QuantisedLayer(ranges, op.input_value(1).get_node(), _bias(op))
     return layers
@@ -118,6 +120,18 @@ def _ranges(op: Any, port: int, padded: bool = False) -> list[Range]:  # noqa: A
         for index in range(source.get_input_size()):
             found += _ranges(source, index, padded or _is(source, "Pad"))
     return found
+
+
+def _symmetric(bounds: tuple[NDArray[np.float32], ...]) -> tuple[NDArray[np.float32], ...]:
+    """The range in which zero is the integer zero, for 256 levels; as it was where nothing is below zero.
+
+    OpenVINO 2026.4.1 has int8 kernels for transposed convolutions only without zero points.
+    """
+    low, high = bounds[:2]
+    if np.all(low >= 0):
+        return bounds
+    largest = np.maximum(-low * np.float32(127 / 128), high)
+    return (-largest * np.float32(128 / 127), largest) * 2
 
 
 def _leads_to(op: Any, chosen: set[str]) -> bool:  # noqa: ANN401
