@@ -325,6 +325,13 @@ class TestMistakes:
             SurrogateShowers(tmp_path / "small")
         assert SurrogateShowers(tmp_path / "small", particles=("e+", "e-")).acceptance.particles == ("e+", "e-")
 
+    @needs_geant4
+    def test_in_the_particles_are_refused_before_anything_is_simulated(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(run, "Workers", None)
+        with pytest.raises(InvalidConfig, match="Unknown particle 'mu-'"):
+            simulate(1, "1GeV", output=tmp_path / "run", parameterisation=SurrogateShowers("clic-ecal", particles=("e-", "mu-")))
+        assert list(tmp_path.iterdir()) == []
+
     def test_of_another_detector_is_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr(run, "Workers", None)
         with pytest.raises(InvalidConfig, match="those of detector clic-ecal, not par04-siw"):

@@ -93,7 +93,7 @@ def command(
         raise click.UsageError("Option '--draw' needs '--energy'.")
     options: dict[str, Any] = {
         "precision": precision,
-        "particles": tuple(fast_particles.split(",")) if fast_particles else None,
+        "particles": tuple(name.strip() for name in fast_particles.split(",")) if fast_particles else None,
         "above": fast_above,
         "offset": fast_offset,
         "angle": fast_angle,

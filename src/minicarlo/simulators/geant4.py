@@ -68,7 +68,8 @@ class Geant4Simulator:
 
     def prepare(self, setup: Setup) -> dict[str, str]:
         """Check the extra, the particle, the physics, the cut and the data sets, without importing Geant4."""
-        unknown = [name for name in setup.particles if name not in PARTICLES]
+        accepted = setup.acceptance.particles if setup.acceptance else ()
+        unknown = [name for name in (*setup.particles, *accepted) if name not in PARTICLES]
         if unknown:
             raise InvalidConfig(f"Unknown particle {unknown[0]!r:.80}: geant4 simulates {', '.join(PARTICLES)}.")
         physics = PHYSICS.get(setup.physics)

@@ -136,7 +136,6 @@ class _Run:
         """
         particles, counts = self.source.particles(self.seed, shard.start, len(shard))
         conditions = self.source.conditions(particles, counts)
-        total = float(particles.energies.sum(dtype=np.float64))
         attributes = origin | {
             "simulator": self.simulator,
             "production_cut_mm": self.setup.cut_mm,
@@ -146,12 +145,12 @@ class _Run:
             "processor": _processor(),
             "seconds": seconds,
             "seconds_per_event": seconds / len(shard),
-            "milliseconds_per_gev": 1e6 * seconds / total,
+            "milliseconds_per_gev": 1e6 * seconds / _sum(conditions[ENERGY]),
         }
         if self.parameterisation is not None:
             fast = accounts(particles.energies, counts, np.concatenate(fates))
             conditions |= fast
-            attributes["fast_energy_fraction"] = float(fast[FAST_ENERGY].sum(dtype=np.float64)) / total
+            attributes["fast_energy_fraction"] = _sum(fast[FAST_ENERGY]) / _sum(conditions[ENERGY])
         return EventSet(conditions, samples, self.setup.detector.name, attributes)
 
     def tasks(self, shard: Shard, most: int) -> Iterator[Task]:
@@ -355,7 +354,7 @@ class _SameOrigin:
 def _of_all(every: Sequence[Shard]) -> dict[str, NDArray[Any]]:
     """Attributes of one file that are sums or means over its shards."""
     found = [events_info(shard.path)["attributes"] for shard in every]
-    energies = [float(read_conditions(shard.path)[ENERGY].sum(dtype=np.float64)) for shard in every]
+    energies = [_sum(read_conditions(shard.path)[ENERGY]) for shard in every]
     seconds = sum(float(attributes["seconds"]) for attributes in found)
     values = {
         "seconds": seconds,
@@ -398,8 +397,12 @@ def _source(
 
 def _totals(output: Path) -> dict[str, float]:
     """Share of the energy that took the fast path, and particles by their fate, in all events of a fast event set."""
-    found = {name: float(values.sum(dtype=np.float64)) for name, values in read_conditions(output).items()}
+    found = {name: _sum(values) for name, values in read_conditions(output).items()}
     return {"energy_fraction": found[FAST_ENERGY] / found[ENERGY]} | {name: int(found[name]) for name in FATE_CONDITIONS}
+
+
+def _sum(values: NDArray[np.float32]) -> float:
+    return float(values.sum(dtype=np.float64))
 
 
 def _processor() -> str:
