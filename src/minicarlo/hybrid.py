@@ -38,7 +38,8 @@ OFFSET = 0.05
 ANGLE = "0.25deg"
 """Largest angle to the normal while nothing else is asked for."""
 
-_GROUP_PARTICLES, _GROUP_BYTES = 512, 2**26  # showers that are made at a time; events that wait for that
+_GROUP_PARTICLES = 512  # showers that are made at a time
+_GROUP_BYTES, _GROUP_SECONDS = 2**26, 1.0  # what waits for that: its memory, and how often progress is seen
 Array = NDArray[np.float32]
 
 
@@ -105,7 +106,7 @@ class SurrogateShowers:
         }
 
     def complete(self, results: Iterator[tuple[Task, Batch]], seed: int) -> Iterator[tuple[Task, Batch]]:
-        """See Parameterisation. Tasks wait until they hold showers for several inferences, but only so many events."""
+        """See Parameterisation. Tasks wait until they hold showers for several inferences, but not for long."""
         compiled, settings = self._compiled
         for group in _groups(results):
             start = time.process_time()
@@ -174,16 +175,16 @@ def add_shifted(sample: Array, shower: Array, shift: tuple[int, int]) -> None:
 
 
 def _groups(results: Iterator[tuple[Task, Batch]]) -> Iterator[list[tuple[Task, Batch]]]:
-    """Results in order, as many together as fill some inferences or all the memory they may take."""
+    """Results in order, as many together as fill some inferences, or all the memory or time that they may take."""
     group: list[tuple[Task, Batch]] = []
-    particles = size = 0
+    particles, size, begun = 0, 0, time.monotonic()
     for task, batch in results:
         group.append((task, batch))
         particles += 0 if batch.stopped is None else len(batch.stopped.rows)
         size += batch.samples.nbytes
-        if particles >= _GROUP_PARTICLES or size >= _GROUP_BYTES:
+        if particles >= _GROUP_PARTICLES or size >= _GROUP_BYTES or time.monotonic() - begun >= _GROUP_SECONDS:
             yield group
-            group, particles, size = [], 0, 0
+            group, particles, size, begun = [], 0, 0, time.monotonic()
     if group:
         yield group
 
