@@ -122,30 +122,36 @@ def complete(
     """
     from distributed import KilledWorker, wait
     from distributed.client import FutureCancelledError
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     name, token = f"minicarlo-{secrets.token_hex(8)}", run.folder / f".{secrets.token_hex(8)}"
     waiting, running, deaths = deque(missing), dict[Any, Shard](), dict.fromkeys(missing, 0)
     token.touch()
     try:
-        client.register_plugin(_plugin(order, name), name=name)
+        with _scheduler(client):
+            client.register_plugin(_plugin(order, name), name=name)
         while waiting or running:
-            threads = sum(client.nthreads().values())
-            while waiting and len(running) < max(1, _AHEAD * threads):
-                shard = waiting.popleft()
-                running[_submit(client, name, token, shard)] = shard
-            with client.as_current(), suppress(TimeoutError):
-                wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS, return_when="FIRST_COMPLETED")
+            with _scheduler(client):
+                threads = sum(client.nthreads().values())
+                while waiting and len(running) < max(1, _AHEAD * threads):
+                    shard = waiting.popleft()
+                    running[_submit(client, name, token, shard)] = shard
+                with suppress(TimeoutError):
+                    wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS, return_when="FIRST_COMPLETED")
             for future in [future for future in running if future.done()]:
                 shard = running.pop(future)
                 try:
                     made = future.result()
+                except CommClosedError as error:
+                    raise _lost(error) from error
                 except (KilledWorker, FutureCancelledError) as error:
+                    if client.status != "running":
+                        raise _lost(error) from error
                     deaths[shard] += 1
-                    if client.status != "running" or deaths[shard] == _DEATHS:
+                    if deaths[shard] == _DEATHS:
                         raise ClusterError(
-                            f"{shard.path.name} was lost {deaths[shard]} times with the workers that made it ({error}). They may "
-                            "run out of memory, or the scheduler is gone. Complete shards are kept: repeat the command to go on."
+                            f"{shard.path.name} was lost {_DEATHS} times with the workers that made it ({error}). They may "
+                            "run out of memory. Complete shards are kept: repeat the command to go on."
                         ) from error
                     waiting.append(shard)
                     continue
@@ -153,15 +159,33 @@ def complete(
                 accept(shard)
                 run.add(shard)
                 yield shard
-    except (CommClosedError, OSError, RuntimeError) as error:
-        raise ClusterError(
-            f"The Dask scheduler was lost ({error}). Complete shards are kept: repeat the command to go on."
-        ) from error
     finally:
-        with suppress(Exception):
-            client.cancel(list(running))
-            client.unregister_worker_plugin(name)
+        if client.status == "running":
+            with suppress(Exception):
+                client.cancel(list(running))
+                client.unregister_worker_plugin(name)
         token.unlink(missing_ok=True)
+
+
+@contextmanager
+def _scheduler(client: Client) -> Iterator[None]:
+    """What goes wrong while the scheduler is spoken to."""
+    from distributed import CancelledError
+
+    try:
+        with client.as_current():
+            yield
+    except (CancelledError, OSError, RuntimeError, ValueError) as error:
+        raise _lost(error) from error
+    if client.status != "running":
+        raise _lost(ConnectionError(f"the connection is {client.status}"))
+
+
+def _lost(error: BaseException) -> ClusterError:
+    return ClusterError(
+        f"The Dask scheduler was lost ({(str(error) or type(error).__name__):.150}). Complete shards are kept: repeat the "
+        "command to go on."
+    )
 
 
 @dataclass(frozen=True)
@@ -229,13 +253,15 @@ def _plugin(order: Order, name: str) -> Any:  # noqa: ANN401
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lost workers are no news here: their shards are made again."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _start(place: Where, cores: int, log: int) -> Any:  # noqa: ANN401
