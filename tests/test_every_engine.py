@@ -10,11 +10,13 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from minicarlo.cli import main
-from minicarlo.engines import compile_surrogate, engines, find_offer, has_bf16, mac_layers, read_model
+from minicarlo.engines import compile_model, compile_surrogate, engines, find_offer, has_bf16, mac_layers, read_model
 from minicarlo.engines.onnxruntime import OnnxRuntimeGenerator
+from minicarlo.engines.pytorch import PyTorchGenerator
 from minicarlo.errors import UnsupportedEngine, UnsupportedPrecision
 from minicarlo.generation.settings import available_precisions
 from minicarlo.graph.verify import ROUNDING, deviation
@@ -201,6 +203,39 @@ class Calibration(CalibrationDataReader):
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self.left.pop() if self.left else None
+
+
+def uncommon_onnx() -> bytes:
+    """Layers that runtimes rename: a product and a sum in its own node, a transposed convolution with a bias."""
+    random = np.random.default_rng(0)
+    shapes = {"w": (6, 5), "b": (5,), "w2": (5, 3 * 16), "k": (3, 2, 3, 3), "kb": (2,)}
+    weights = [numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()]
+    weights.append(numpy_helper.from_array(np.array([-1, 3, 4, 4]), "grid"))
+    nodes = [
+        helper.make_node("MatMul", ["latent", "w"], ["product"], name="product"),
+        helper.make_node("Add", ["product", "b"], ["sum"], name="sum"),
+        helper.make_node("Mul", ["sum", "incident_energy"], ["scaled"], name="scaled"),
+        helper.make_node("MatMul", ["scaled", "w2"], ["second"], name="second"),
+        helper.make_node("Reshape", ["second", "grid"], ["cells"], name="cells"),
+        helper.make_node("ConvTranspose", ["cells", "k", "kb"], ["showers"], name="up", kernel_shape=[3, 3], strides=[2, 2]),
+    ]
+    given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", s]) for n, s in (("latent", 6), ("incident_energy", 1))]
+    made = [helper.make_tensor_value_info("showers", TensorProto.FLOAT, ["n", 2, 9, 9])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "uncommon", given, made, weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    return bytes(model.SerializeToString())
+
+
+def test_layers_that_runtimes_rename_are_reported_by_their_own_names(tmp_path):
+    onnx, path = uncommon_onnx(), tmp_path / "uncommon.onnx"
+    path.write_bytes(onnx)
+    compiled = [compile_model(path, "f32", batch=2), OnnxRuntimeGenerator(onnx, batch=2), PyTorchGenerator(onnx, batch=2)]
+    latent, energy = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32), np.ones(2, np.float32)
+    expected = compiled[0].run(latent, energy)
+    for each in compiled:
+        assert each.precision_report() == dict.fromkeys(("product", "second", "up"), "fp32")
+        np.testing.assert_allclose(each.run(latent, energy), expected, rtol=1e-4, atol=1e-4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.base import Key, PrecisionReport
-from minicarlo.engines.openvino import _FORMATS, InferencePrecision, _computes, _core, _keep_products_apart, has_bf16, mac_layers
+from minicarlo.engines.openvino import (
+    _FORMATS,
+    InferencePrecision,
+    _computes,
+    _core,
+    _keep_products_apart,
+    biases,
+    has_bf16,
+    mac_layers,
+)
 from minicarlo.errors import UnsupportedPrecision
 
 if TYPE_CHECKING:
@@ -192,17 +201,6 @@ class OpenVinoNetwork:
 def read_network_file(source: Path | bytes) -> openvino.Model:
     """The graph in a file that OpenVINO reads by itself: ONNX (also as bytes), IR, a TensorFlow SavedModel."""
     return _core().read_model(source)
-
-
-def biases(model: openvino.Model, layers: Mapping[str, str]) -> dict[str, str]:
-    """The name of the sum that adds each layer's bias, to the layer's (`layers`: operation to layer)."""
-    found = {}
-    for op in model.get_ordered_ops():
-        targets = [target.get_node() for target in op.output(0).get_target_inputs()] if op.get_output_size() else []
-        if op.get_friendly_name() in layers and len(targets) == 1 and targets[0].get_type_name() == "Add":
-            if any(value.get_node().get_type_name() == "Constant" for value in targets[0].input_values()):
-                found[targets[0].get_friendly_name()] = layers[op.get_friendly_name()]
-    return found
 
 
 def tensor_name(port: Any) -> str:  # noqa: ANN401

@@ -35,7 +35,7 @@ _OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}, "TensorrtExecutionProvid
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _FORMATS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
-_FUSED = re.compile(r"^fused |(_token_\d+|_nchwc|_quant|_MatMulIntegerToFloat)$")
+_FUSED = re.compile(r"^fused |(_token_\d+|_nchwc|_quant|/MatMulAddFusion)$")
 
 
 class OnnxRuntimeEngine(Engine):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -161,10 +162,33 @@ def compile_model(
 def mac_layers(model: openvino.Model) -> dict[str, str]:
     """Name of every layer with multiply-accumulates, in graph order, by the name OpenVINO knows it under.
 
-    OpenVINO splits an ONNX `Conv` or `Gemm` with a bias into `NAME/WithoutBiases` and `NAME`: the layer's name is NAME.
+    OpenVINO splits an ONNX `Conv` or `Gemm` with a bias into `NAME/WithoutBiases` and `NAME`: the layer's name is NAME. Of a
+    `ConvTranspose` with a bias only the sum has that name, and the rest a number that is another one each time it is read.
     """
-    operators = (op for op in model.get_ordered_ops() if op.get_type_name() in _MAC_OPERATORS)
-    return {op.get_friendly_name(): op.get_friendly_name().removesuffix("/WithoutBiases") for op in operators}
+    found = {}
+    for op in model.get_ordered_ops():
+        kind, name = op.get_type_name(), op.get_friendly_name()
+        if kind in _MAC_OPERATORS:
+            numbered = re.fullmatch(rf"{kind}_\d+", name)
+            found[name] = (_sum_after(op) if numbered else None) or name.removesuffix("/WithoutBiases")
+    return found
+
+
+def biases(model: openvino.Model, layers: Mapping[str, str]) -> dict[str, str]:
+    """The name of the sum that adds each layer's bias, to the layer's (`layers`: operation to layer)."""
+    operations = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
+    sums = {name: _sum_after(operations[name]) for name in layers}
+    return {after: layers[name] for name, after in sums.items() if after is not None}
+
+
+def _sum_after(op: Any) -> str | None:  # noqa: ANN401
+    """The name of the sum with a constant that alone reads an operation's result."""
+    targets = [target.get_node() for target in op.output(0).get_target_inputs()]
+    if len(targets) != 1 or targets[0].get_type_name() != "Add":
+        return None
+    others = [value.get_node() for value in targets[0].input_values()]
+    shaped = [each.input_value(0).get_node() if each.get_type_name() == "Reshape" else each for each in others]
+    return str(targets[0].get_friendly_name()) if any(each.get_type_name() == "Constant" for each in shaped) else None
 
 
 class OpenVinoGenerator(CompiledGenerator):
@@ -186,7 +210,7 @@ class OpenVinoGenerator(CompiledGenerator):
         model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
         self.batch, self.streams, self.threads = batch, streams, threads
         self._layers = mac_layers(model)
-        self._layer_of = self._layers | {name: name for name in self._layers.values()}  # after fusing a bias
+        self._layer_of = self._layers | {name: name for name in self._layers.values()} | biases(model, self._layers)
         inputs = {name: model.input(name) for name in ("latent", "incident_energy")}
         _check_sizes(model, {name: _shape(port, 1) for name, port in inputs.items()})
         model.reshape({port: _shape(port, batch) for port in inputs.values()})

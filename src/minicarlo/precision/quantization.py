@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from minicarlo.engines import CompiledGenerator, compile_model, mac_layers
-from minicarlo.engines.network import Arrays, OpenVinoNetwork, biases
+from minicarlo.engines.network import Arrays, OpenVinoNetwork
+from minicarlo.engines.openvino import biases
 from minicarlo.errors import TuningError
 from minicarlo.precision.ir import CARRIERS, mark_precise
 from minicarlo.precision.plan import Layer, Plan
