@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from minicarlo.detectors import CLIC_ECAL, get_detector
 from minicarlo.errors import InvalidCondition
-from minicarlo.events import EventSet, write_events
+from minicarlo.events import EventSet, read_events, write_events
 from minicarlo.simulators import ParticleList, Particles, read_particles, run, simulate
+from minicarlo.simulators.data_sets import DATA_SETS
 
+SHARED = os.environ.get("MINICARLO_SHARED")
 SEVERAL = "event,particle,energy [MeV],x\n0,e-,1000,5.1\n0,gamma,20,-3\n1,e+,7,0\n"
 
 
@@ -129,3 +135,35 @@ def test_a_list_is_made_of_arrays_too():
     listed.check(get_detector(CLIC_ECAL), "Particles")
     assert listed.conditions(*listed.particles(1, 0, 2))["incident_energy"].tolist() == [1, 5]
     assert len(listed.first(1)) == 1
+
+
+@pytest.mark.skipif(
+    not SHARED or find_spec("geant4_pybind") is None, reason="needs geant4-pybind, and MINICARLO_SHARED with Geant4 data sets"
+)
+class TestShowers:
+    @pytest.fixture(autouse=True)
+    def geant4(self, monkeypatch):
+        for data in DATA_SETS:
+            monkeypatch.delenv(data.variable, raising=False)
+        monkeypatch.setenv("GEANT4_DATA_DIR", str(Path(SHARED, "geant4-data")))
+
+    def test_of_an_event_set_are_simulated_again_to_the_last_bit(self, tmp_path):
+        angles = {"theta": "0deg:30deg", "phi": "0deg:360deg", "seed": 3}
+        simulate(6, "200MeV:1GeV", output=tmp_path / "beam.h5", **angles)
+        simulate(conditions=tmp_path / "beam.h5", output=tmp_path / "again", seed=3, jobs=2, shard_size=4)
+        beam, again = read_events(tmp_path / "beam.h5"), read_events(tmp_path / "again")
+        assert beam.samples.any() and np.array_equal(beam.samples, again.samples)
+        assert all(np.array_equal(values, again.conditions[name]) for name, values in beam.conditions.items())
+
+    def test_of_several_particles_lie_where_each_of_them_entered(self, tmp_path, write):
+        path = write("particle,event,energy,x,y\n" + "".join(f"e-,{i},800,-38,0\ne+,{i},400,38,38\n" for i in range(12)))
+        simulate(conditions=path, output=tmp_path / "events.h5", seed=2, jobs=2)
+        events = read_events(tmp_path / "events.h5")
+        assert events.conditions["particles"].tolist() == [2] * 12 and events.incident_energy.tolist() == [1200] * 12
+        plane = events.samples.sum(axis=(0, 1))
+        x, y = np.meshgrid(*[(np.arange(25) - 12) * 5.1] * 2, indexing="ij")
+        left, right = plane * (x < 0), plane * (x >= 0)
+        assert 1.5 < left.sum() / right.sum() < 2.7  # 12 showers each: 2 within some 10 %
+        for half, place in ((left, (-38, 0)), (right, (38, 38))):
+            centre = [(half * axis).sum() / half.sum() for axis in (x, y)]
+            assert np.hypot(*np.subtract(centre, place)) < 6  # mm: 1.2 cells; the edge of the window cuts the second

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from minicarlo import __version__
 from minicarlo.detectors import get_detector
-from minicarlo.engines import CompiledGenerator
+from minicarlo.engines import CompiledGenerator, machine
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnsupportedPrecision
 from minicarlo.events import ENERGY
 from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible
@@ -87,8 +87,8 @@ class SurrogateShowers:
             )
 
     def request(self) -> dict[str, Any]:
-        """See Parameterisation."""
-        return self.attributes()
+        """See Parameterisation. Another runtime may give other bits."""
+        return self.attributes() | {"openvino": machine()["openvino"], "numpy": np.__version__}
 
     def attributes(self) -> Attributes:
         """See Parameterisation."""
