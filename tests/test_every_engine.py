@@ -217,7 +217,8 @@ def uncommon_onnx() -> bytes:
         helper.make_node("Mul", ["sum", "incident_energy"], ["scaled"], name="scaled"),
         helper.make_node("MatMul", ["scaled", "w2"], ["second"], name="second"),
         helper.make_node("Reshape", ["second", "grid"], ["cells"], name="cells"),
-        helper.make_node("ConvTranspose", ["cells", "k", "kb"], ["showers"], name="up", kernel_shape=[3, 3], strides=[2, 2]),
+        helper.make_node("ConvTranspose", ["cells", "k", "kb"], ["fine"], name="up", kernel_shape=[3, 3], strides=[2, 2]),
+        helper.make_node("Relu", ["fine"], ["showers"], name="showers"),
     ]
     given = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", s]) for n, s in (("latent", 6), ("incident_energy", 1))]
     made = [helper.make_tensor_value_info("showers", TensorProto.FLOAT, ["n", 2, 9, 9])]
