@@ -219,13 +219,13 @@ def test_cerns_gan_built_in_keras_is_read_and_every_layer_of_it_runs_in_int8(tmp
 
 
 class Evil:
-    """Creates a file when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
 
     def __reduce__(self):
-        return (open, (self.path, "w"))
+        return (os.mkdir, (self.path,))
 
 
 def repacked(source, target, change):

@@ -76,7 +76,8 @@ def to_onnx(graph: openvino.Model, name: str) -> bytes:
         helper.make_tensor_value_info(tensor_name(port), _element(port), _dimensions(port.get_partial_shape()))
         for port in graph.outputs
     ]
-    network = helper.make_graph(writer.nodes, "minicarlo", inputs, outputs, writer.constants)
+    nodes, constants = writer.needed([value.name for value in outputs])
+    network = helper.make_graph(nodes, "minicarlo", inputs, outputs, constants)
     model = helper.make_model(network, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
@@ -115,6 +116,15 @@ class _Writer:
             _RULES[kind](self, operation, [self.value(value) for value in operation.input_values()])
         else:
             raise InvalidModel(f"{self._name} has the operation {kind} ({own!r:.80}), which cannot be written as ONNX here.")
+
+    def needed(self, outputs: Sequence[str]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """The nodes and constants that outputs depend on: some rules write weights anew and leave what they were given."""
+        used, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if used.intersection(node.output):
+                used.update(node.input)
+                kept.append(node)
+        return kept[::-1], [each for each in self.constants if each.name in used]
 
     def value(self, port: Any) -> str:  # noqa: ANN401
         """The name of an operation's output."""
