@@ -15,9 +15,10 @@ import onnx
 from onnx import helper
 
 from minicarlo.engines.base import Array, Engine, Inference, Offer, PrecisionReport, missing_package
-from minicarlo.engines.openvino import check_graph, machine
+from minicarlo.engines.onnx_writer import to_onnx
+from minicarlo.engines.openvino import check_graph, machine, read_ir
 from minicarlo.engines.streams import ThreadedGenerator
-from minicarlo.errors import InvalidSurrogate, UnsupportedEngine, UnsupportedPrecision
+from minicarlo.errors import InvalidModel, InvalidSurrogate, UnsupportedEngine, UnsupportedPrecision
 from minicarlo.surrogate import Surrogate
 
 if TYPE_CHECKING:
@@ -51,13 +52,7 @@ class OnnxRuntimeEngine(Engine):
         self, surrogate: Surrogate, precision: str, *, device: str, batch: int | None, streams: int, threads: int
     ) -> OnnxRuntimeGenerator:
         """See Engine. That FP32 is FP32 is asserted wherever the provider reports layers."""
-        data = surrogate.onnx
-        if precision == "tuned":
-            data = getattr(surrogate.tuned, "onnx", None) or b""  # a model with QuantizeLinear and DequantizeLinear
-            if not data:
-                raise UnsupportedPrecision(
-                    f"Surrogate {surrogate.path} has no tuned model for ONNX Runtime. Choose fp32, or the engine openvino."
-                )
+        data = surrogate.onnx if precision == "fp32" else _tuned_onnx(surrogate)
         check_graph(surrogate, data)
         try:
             compiled = OnnxRuntimeGenerator(data, batch=batch, streams=streams, threads=threads, device=device)
@@ -120,7 +115,7 @@ class OnnxRuntimeGenerator(ThreadedGenerator):
             if layer is not None and kinds:
                 kind = next(iter(kinds[0]))
                 report[layer] = _FORMATS.get(kind, kind)
-        return {name: report[name] for name in self._names.values() if name in report}
+        return {name: report[name] for name in dict.fromkeys(self._names.values()) if name in report}
 
     def layer_seconds(self, latent: Array, incident_energy: Array, rounds: int = 15) -> dict[str, float]:
         """See CompiledGenerator."""
@@ -191,6 +186,16 @@ class OnnxRuntimeInference(Inference):
     def __call__(self) -> Array:
         self._session.run_with_iobinding(self._binding)
         return self._samples
+
+
+def _tuned_onnx(surrogate: Surrogate) -> bytes:
+    """The tuned model with QuantizeLinear and DequantizeLinear around its int8 layers; what it has in bf16 is float32."""
+    if surrogate.tuned is None:
+        raise UnsupportedPrecision(f"Surrogate {surrogate.path} has no tuned model. Run `minicarlo tune` first, or choose fp32.")
+    try:
+        return to_onnx(read_ir(surrogate.tuned.xml, surrogate.tuned.weights), f"Surrogate {surrogate.path}")
+    except InvalidModel as error:
+        raise UnsupportedPrecision(f"{error} Choose fp32, or the engine openvino.") from error
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -265,14 +270,14 @@ def _layer_names(data: bytes) -> dict[str, str]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     names: dict[str, str] = {}
-    layers = [node for node in graph.node if node.op_type in _LAYERS]
-    for node in layers:
-        names |= {node.name: node.name, node.output[0]: node.name}
-    for node in layers:
+    layers = {node.name.removesuffix("/WithoutBiases"): node for node in graph.node if node.op_type in _LAYERS}
+    for layer, node in layers.items():
+        names |= {node.name: layer, node.output[0]: layer}
+    for layer, node in layers.items():
         value = node.output[0]
         while len(readers.get(value, [])) == 1 and (after := readers[value][0]).op_type not in _LAYERS:
             value = after.output[0]
             if value in names:
                 break  # another layer comes together with this one
-            names[value] = node.name
+            names[value] = layer
     return names

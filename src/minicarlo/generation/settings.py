@@ -64,10 +64,8 @@ def default_settings() -> Settings:
 
 
 def available_precisions(surrogate: Surrogate, engine: str) -> list[str]:
-    """Those of the surrogate that the engine offers here; a tuned model is OpenVINO's, unless there is one for ONNX Runtime."""
-    offer = find_offer(engine)
-    tuned = offer.engine == "openvino" or getattr(surrogate.tuned, "onnx", None) is not None
-    return [name for name in surrogate.precisions if name in offer.formats and (name != "tuned" or tuned)]
+    """Those of the surrogate that the engine offers here."""
+    return [name for name in surrogate.precisions if name in find_offer(engine).formats]
 
 
 def choose_settings(

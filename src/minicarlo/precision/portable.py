@@ -12,10 +12,10 @@ import numpy as np
 
 from minicarlo.engines import read_ir
 from minicarlo.engines.network import Arrays, OpenVinoNetwork, read_network_file, tensor_name
+from minicarlo.engines.onnx_writer import to_onnx
 from minicarlo.errors import InvalidConfig, InvalidModel, TuningError
 from minicarlo.files import atomic_path
 from minicarlo.graph.safety import check_ir_network
-from minicarlo.models.onnx_writer import to_onnx
 from minicarlo.precision.subjects import is_surrogate
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
