@@ -25,7 +25,7 @@ def summary(card: Scorecard) -> str:
     for name, score in card.observables.items():
         found = score.wasserstein or score.deviation
         rows.append(
-            (name, *_cells(found), format_number(score.p_value), _places(score), _SHORT.get(score.verdict, score.verdict))
+            (name, *_cells(found), format_number(score.p_value), _places(name, score), _SHORT.get(score.verdict, score.verdict))
         )
     whole: list[tuple[str, ...]] = [
         ("CERN figure", *_cells(card.cern_error)),
@@ -93,11 +93,11 @@ def _words(score: ObservableScore) -> str:
     return score.difference.words if score.difference is not None else ""
 
 
-def _places(score: ObservableScore) -> str:
-    """The worst layer and the worst bins of energy and angles of what differs."""
+def _places(name: str, score: ObservableScore) -> str:
+    """The worst layer (of the azimuth: sector) and the worst bins of energy and angles of what differs."""
     if score.verdict != DIFFERS:
         return ""
-    places = [f"layer {score.worst_layer}"] if score.worst_layer is not None else []
+    places = [f"{'sector' if name == 'azimuth' else 'layer'} {score.worst_layer}"] if score.worst_layer is not None else []
     if score.bins and score.worst_bin is not None and score.bins[score.worst_bin].verdict == DIFFERS:
         worst = score.bins[score.worst_bin]
         places.append(f"{format_number((worst.low or 0) / 1000)}-{format_number((worst.high or 0) / 1000)} GeV")
