@@ -230,6 +230,7 @@ def test_energy_is_by_default_the_trained_range(surrogate):
         ({"n": 5, "batch": 0}, InvalidConfig, "batch must be between"),
         ({"n": 5, "streams": 0}, InvalidConfig, "streams must be between"),
         ({"n": 5, "shard_size": 0}, InvalidConfig, "shard size"),
+        ({"n": 5, "mantissa_bits": 23}, InvalidConfig, "1 to 22 bits"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_written(surrogate, tmp_path, arguments, error, message):
@@ -317,6 +318,23 @@ def test_the_file_is_plain_gzip_hdf5_that_any_reader_opens(surrogate, reference,
         assert file["showers"].compression == "gzip" and file["showers"].chunks == (64, 15625)
         assert np.array_equal(file["showers"][...], reference.samples.reshape(150, -1))
         assert np.array_equal(file["incident_energies"][:, 0], reference.incident_energy)
+
+
+@pytest.mark.parametrize("bits", [1, 7, 11, 22])
+def test_energies_are_rounded_to_the_declared_bits_and_no_further(surrogate, reference, tmp_path, bits):
+    generate(surrogate, 150, ENERGY, seed=7, output=tmp_path / "a.h5", mantissa_bits=bits)
+    generate(surrogate, 150, ENERGY, seed=7, output=tmp_path / "b.h5", mantissa_bits=bits, shard_size=64, batch=13)
+    assert sha256(tmp_path / "a.h5") == sha256(tmp_path / "b.h5")
+    made = read_events(tmp_path / "a.h5")
+    exact, stored = reference.samples.astype(np.float64), made.samples.astype(np.float64)
+    assert np.array_equal(exact > 0, stored > 0)
+    hit = exact > 0
+    error = np.abs(stored[hit] / exact[hit] - 1)
+    assert 0.7 * 2.0 ** -(bits + 1) < error.max() <= 2.0 ** -(bits + 1)
+    assert not (made.samples.view(np.uint32) & ((1 << (23 - bits)) - 1)).any()
+    assert made.attributes["cell_energy_rounding"] == f"{bits} mantissa bits (relative error below 2^-{bits + 1})"
+    with pytest.raises(OutputError, match="cell_energy_rounding"):
+        generate(surrogate, 150, ENERGY, seed=7, output=tmp_path / "a.h5")
 
 
 def test_provenance_is_recorded_without_what_does_not_decide_the_bits(surrogate, tmp_path):

@@ -74,9 +74,10 @@ class Where:
 
 
 @contextmanager
-def connect(where: str, cores: int) -> Iterator[Client]:
-    """A Dask client of the cluster `where`, which is started here unless it is an address; `local` means `cores` workers.
+def connect(where: str, cores: int | None = None) -> Iterator[Client]:
+    """A Dask client of the cluster `where`, which is started here unless it is an address.
 
+    `local` means `cores` workers, by default one per core that this process may use.
     Started clusters speak TLS with certificates of their own, made for this run. An address is used as Dask's configuration says
     (`distributed.comm.tls`). Raises InvalidConfig, MissingExtra, ClusterError.
     """
@@ -91,7 +92,7 @@ def connect(where: str, cores: int) -> Iterator[Client]:
         cluster: Any = place.address
         try:
             if place.kind != "address":
-                cluster = _start(place, cores, log.fileno())
+                cluster = _start(place, cores or _cores(), log.fileno())
             client = Client(cluster, timeout=_SECONDS_TO_CONNECT, set_as_default=False)
         except ModuleNotFoundError as error:
             raise MissingExtra(
@@ -262,6 +263,10 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(place: Where, cores: int, log: int) -> Any:  # noqa: ANN401

@@ -28,6 +28,7 @@ from minicarlo.cli._common import format_count, format_rate, format_seconds, jso
 @click.option("--threads", type=int, help="Threads of each stream. Default: measured.")
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
 @click.option("--shard-size", type=int, default=10_000, show_default=True, help="Events in a shard.")
+@click.option("--mantissa-bits", type=int, help="Round energies to so many bits: smaller files. Default: exact float32.")
 @click.option("--cluster", help="Dask workers: local[:N], ssh:HOST,HOST, slurm[:N], htcondor[:N], tcp:// or tls://HOST:PORT.")
 @click.option("--overwrite", is_flag=True, help="Replace what another request made at --output.")
 @json_option
@@ -44,6 +45,7 @@ def command(
     threads: int | None,
     batch: int | None,
     shard_size: int,
+    mantissa_bits: int | None,
     overwrite: bool,
     cluster: str | None,
     as_json: bool,
@@ -77,6 +79,7 @@ def command(
             threads=threads,
             batch=batch,
             shard_size=shard_size,
+            mantissa_bits=mantissa_bits,
             overwrite=overwrite,
             cluster=cluster,
             progress=progress,

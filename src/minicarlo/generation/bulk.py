@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from minicarlo.shards import Run, Shard, claim, claim_hidden, is_file, join, par
 from minicarlo.surrogate import Surrogate
 
 SHARD_SIZE = 10_000
+ROUNDING = "cell_energy_rounding"
 _PROBE = 64  # events whose bits tell whether a worker computes what is expected
 _worker = threading.local()  # of a thread of a cluster's worker: its order and compiled generator
 
@@ -77,6 +79,7 @@ def generate(
     precision: str | None = None,
     engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
+    mantissa_bits: int | None = None,
     overwrite: bool = False,
     cluster: str | None = None,
     progress: Progress | None = None,
@@ -98,6 +101,7 @@ def generate(
     precision: str | None = None,
     engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
+    mantissa_bits: int | None = None,
     overwrite: bool = False,
     cluster: str | None = None,
     progress: Progress | None = None,
@@ -118,6 +122,7 @@ def generate(
     precision: str | None = None,
     engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
+    mantissa_bits: int | None = None,
     overwrite: bool = False,
     cluster: str | None = None,
     progress: Progress | None = None,
@@ -137,6 +142,8 @@ def generate(
             A batch whose bits differ from those of a batch of 8 (some processors, batch 1) is replaced by 8.
         precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it and the engine takes it.
         engine: the runtime, with a device or without: "openvino", "onnxruntime:cuda" (`minicarlo engines`); its bits are its own.
+        mantissa_bits: round the energies in files to so many bits of mantissa (1 to 22): smaller files, a relative error up to
+            2^-(bits + 1), declared in the attribute `cell_energy_rounding`. By default they are exact.
         cluster: make the shards on the workers of a Dask cluster: "local", "local:4", "ssh:host,host", "slurm:20", "htcondor:20",
             "tcp://host:port" or "tls://host:port" (`minicarlo.cluster`); one event at a time in each thread of a worker.
         progress: called with (events done, events in all).
@@ -152,6 +159,10 @@ def generate(
         raise UnsupportedPrecision(f"Surrogate {surrogate.path} has no precision {precision!r:.40}. Choose {known}.")
     if not 1 <= shard_size <= 10_000_000:
         raise InvalidConfig(f"The shard size must be between 1 and 10,000,000 events, not {shard_size}.")
+    if mantissa_bits is not None and not (1 <= mantissa_bits <= 22 and output is not None):
+        raise InvalidConfig(
+            f"Energies in files are rounded to 1 to 22 bits of mantissa, not {mantissa_bits}; in memory they are exact."
+        )
     energies, count = resolve_energies(surrogate, n, energy, conditions)
     normal_latents(seed, 0, 0, 1)  # refuses an impossible seed
     if cluster is not None:
@@ -162,7 +173,7 @@ def generate(
             )
         streams = threads = 1
     settings = choose_settings(surrogate, precision, streams=streams, threads=threads, batch=batch, events=count, engine=engine)
-    run = _Run(surrogate, precision, engine, energies, count, seed, settings, progress, cluster)
+    run = _Run(surrogate, precision, engine, energies, count, seed, settings, progress, cluster, mantissa_bits)
     if output is None:
         return run.in_memory()
     output = Path(output)
@@ -183,10 +194,11 @@ class _Run:
         settings: Settings,
         progress: Progress | None,
         cluster: str | None,
+        mantissa_bits: int | None,
     ) -> None:
         self.surrogate, self.precision, self.engine, self.energies = surrogate, precision, engine, energies
         self.count, self.seed, self.settings, self.progress = count, seed, settings, progress
-        self.cluster = cluster
+        self.cluster, self.mantissa_bits = cluster, mantissa_bits
         self.detector = get_detector(surrogate.manifest.detector)
         self.done = 0
 
@@ -225,7 +237,8 @@ class _Run:
         """Write the shards that are missing."""
         compiled = self.compile()
         started = time.perf_counter()
-        missing = [shard for shard in pieces if not run.has(shard)]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            missing = [shard for shard, there in zip(pieces, pool.map(run.has, pieces), strict=True) if not there]
         resumed = self.count - sum(map(len, missing))
         self.advance(resumed)
         if self.cluster is not None and missing:
@@ -264,7 +277,7 @@ class _Run:
             raise OutputError(
                 f"Cannot write {path}: there is a file of that name that is no event set. Choose another name, or --overwrite it."
             ) from error
-        wanted = self.attributes(0) | {"events": self.count}
+        wanted = {ROUNDING: None} | self.attributes(0) | {"events": self.count}
         found = info["attributes"] | {"events": info["count"]}
         if differs := next((name for name, value in wanted.items() if found.get(name) != value), None):
             raise OutputError(
@@ -302,7 +315,7 @@ class _Run:
 
     def write(self, compiled: CompiledGenerator, shard: Shard, workers: int | None = None) -> None:
         attributes = self.attributes(shard.start)
-        with EventFile(shard.path, len(shard), self.detector, attributes, shard.start, workers) as file:
+        with EventFile(shard.path, len(shard), self.detector, attributes, shard.start, workers, self.mantissa_bits) as file:
             for _, samples, energy in self.batches(compiled, shard.start, len(shard)):
                 file.append(samples, energy)
 
@@ -323,7 +336,13 @@ class _Run:
             "readout_threshold_mev": manifest.readout_threshold_mev,
             "seed": self.seed if self.seed < 2**63 else str(self.seed),
             "first_event": first,
+            **self.rounding(),
         }
+
+    def rounding(self) -> dict[str, str]:
+        """The attribute that declares rounded energies."""
+        bits = self.mantissa_bits
+        return {} if bits is None else {ROUNDING: f"{bits} mantissa bits (relative error below 2^-{bits + 1})"}
 
     def request(self, shard_size: int) -> dict[str, Any]:
         """What a second run must share with the first to complete it."""
@@ -337,6 +356,7 @@ class _Run:
             "seed": self.seed,
             "shard_size": shard_size,
             "software": _software(self.engine),
+            **self.rounding(),
         }
 
     def result(

@@ -37,9 +37,9 @@ Array = NDArray[np.float32]
 class EventFile:
     """An event set of known length, written in order, batch by batch; it appears whole or not at all.
 
-    A context manager. Chunks are compressed in `workers` threads, by default one per usable core. `append` returns at once unless
-    the disk is behind; what goes wrong in the background is raised by the next call. Raises OutputError for whatever the file
-    system refuses, InvalidSurrogate for samples that are NaN or negative.
+    A context manager. Energies are exact float32, or rounded to `mantissa_bits`. Chunks are compressed in `workers` threads, by
+    default one per usable core. `append` returns at once unless the disk is behind; what goes wrong in the background is raised by the
+    next call. Raises OutputError for whatever the file system refuses, InvalidSurrogate for samples that are NaN or negative.
     """
 
     def __init__(
@@ -50,10 +50,12 @@ class EventFile:
         attributes: Mapping[str, Any],
         first_event: int = 0,
         workers: int | None = None,
+        mantissa_bits: int | None = None,
     ) -> None:
         self._path, self._count, self._detector, self._attributes = path, count, detector, attributes
         self._first_event = first_event
         self._workers = workers or usable_cores()
+        self._mantissa_bits = mantissa_bits
         self._queue: queue.Queue[tuple[Array, Array] | None] = queue.Queue(maxsize=8)
         self._failure: BaseException | None = None
         self._ended = False
@@ -106,7 +108,9 @@ class EventFile:
             def submit(pieces: list[Array], start: int) -> None:
                 if len(waiting) > 2 * self._workers:
                     write_one()
-                waiting.append((start, pool.submit(_compress, pieces, 4 * rows * voxels, self._first_event + start)))
+                waiting.append(
+                    (start, pool.submit(_compress, pieces, 4 * rows * voxels, self._first_event + start, self._mantissa_bits))
+                )
 
             def write_one() -> None:
                 start, compressed = waiting.popleft()
@@ -148,13 +152,22 @@ def check_samples(samples: Array, first_event: int) -> None:
         )
 
 
-def _compress(pieces: list[Array], size: int, first_event: int) -> bytes:
+def round_mantissa(samples: Array, bits: int) -> Array:
+    """Non-negative float32 to the nearest with `bits` (1 to 22) bits of mantissa, ties to even: an error up to 2^-(bits+1)."""
+    words, drop = samples.view(np.uint32), np.uint32(23 - bits)
+    half = np.uint32((1 << (22 - bits)) - 1)
+    kept = (words + half + ((words >> drop) & np.uint32(1))) >> drop
+    return (kept << drop).view(np.float32)
+
+
+def _compress(pieces: list[Array], size: int, first_event: int, mantissa_bits: int | None) -> bytes:
     """Check and deflate a chunk of `size` bytes, zeros at its end left out. How it is cut into pieces changes no byte."""
     deflate = zlib_ng.compressobj(_LEVEL, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, zlib_ng.DEF_MEM_LEVEL, zlib_ng.Z_RLE)
     parts = []
     for piece in pieces:
         check_samples(piece, first_event)
-        parts.append(deflate.compress(np.ascontiguousarray(piece, "<f4").data))
+        stored = piece if mantissa_bits is None else round_mantissa(piece, mantissa_bits)
+        parts.append(deflate.compress(np.ascontiguousarray(stored, "<f4").data))
         first_event += len(piece)
         size -= piece.nbytes
     return b"".join([*parts, deflate.compress(bytes(size)), deflate.flush()])

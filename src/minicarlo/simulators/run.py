@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import socket
 import time
@@ -281,7 +280,7 @@ def simulate(
                 if record is not None:
                     record.add(shard)
         elif missing and record is not None and cluster is not None:
-            client = stack.enter_context(connect(cluster, len(os.sched_getaffinity(0))))
+            client = stack.enter_context(connect(cluster))
             for shard in complete(client, record, _Order(run), missing, accept=_SameOrigin(finished)):
                 seconds += float(events_info(shard.path)["attributes"]["seconds"])
                 counter.add(len(shard))
