@@ -38,8 +38,8 @@ class EventFile:
     """An event set of known length, written in order, batch by batch; it appears whole or not at all.
 
     A context manager. Energies are exact float32, or rounded to `mantissa_bits`. Chunks are compressed in `workers` threads, by
-    default one per usable core. `append` returns at once unless the disk is behind; what goes wrong in the background is raised by the
-    next call. Raises OutputError for whatever the file system refuses, InvalidSurrogate for samples that are NaN or negative.
+    default one per usable core. `append` returns at once unless the disk is behind; what goes wrong in the background is raised
+    by the next call. Raises OutputError for whatever the file system refuses, InvalidSurrogate for samples that are no energies.
     """
 
     def __init__(
