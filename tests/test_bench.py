@@ -138,8 +138,7 @@ def test_a_sweep_for_latency_is_about_the_threads_of_one_event(surrogate):
 def test_another_engine_is_measured_in_the_formats_it_offers(surrogate, tmp_path):
     found = bench(surrogate, simulated(tmp_path / "mc.h5", [5e3, 2e4]), seconds=0.1, streams=2, batch=4, engine="onnxruntime")
     assert [(run["engine"], run["precision"], run["streams"]) for run in found["runs"]] == [
-        ("onnxruntime", "fp32", 1),
-        ("onnxruntime", "fp32", 2),
+        ("onnxruntime", precision, streams) for precision in ("fp32", "tuned") for streams in (1, 2)
     ]
     assert all(run["deviation"] < 1e-5 for run in found["runs"])
     with pytest.raises(UnsupportedEngine, match="Known engines"):

@@ -18,8 +18,8 @@ from onnx import numpy_helper
 from minicarlo.cli import main
 from minicarlo.engines import compile_surrogate, read_ir
 from minicarlo.engines.network import OpenVinoNetwork
+from minicarlo.engines.onnx_writer import to_onnx
 from minicarlo.errors import InvalidConfig, InvalidModel, TuningError
-from minicarlo.models.onnx_writer import to_onnx
 from minicarlo.precision import Plan, surrogate_quantizer
 from minicarlo.precision.portable import TOLERANCE, export_qdq
 from minicarlo.sampling import EnergyDistribution, normal_latents
