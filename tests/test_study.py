@@ -14,12 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from minicarlo.cli import main
+from minicarlo.cli.tune import _Display
 from minicarlo.engines import compile_surrogate
 from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import EventSet, write_events
-from minicarlo.precision import get_criterion, tune
+from minicarlo.precision import Trial, get_criterion, tune
 from minicarlo.precision.history import History
 from minicarlo.precision.objectives import front
+from minicarlo.precision.study import Status
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
 from small_surrogate import make_small_surrogate
@@ -206,11 +208,12 @@ def test_a_history_of_another_request_is_not_taken_up(tmp_path):
         ({"criterion": "beauty"}, "fidelity, profile"),
         ({"objective": "beauty"}, "choose among throughput, latency, size, macs"),
         ({"exit_policy": "never"}, "first or exhausted"),
+        ({"strategy": "exhaustive"}, "729 plans for 6 layers, and at most 20 trials"),
         ({"strategy": "luck"}, "pareto, basic"),
         ({"evaluation_events": 10}, "evaluation events"),
     ],
 )
-def test_impossible_settings_are_refused_before_anything_is_computed(small, tmp_path, settings, message):
+def test_impossible_settings_are_refused_and_leave_nothing(small, tmp_path, settings, message):
     with pytest.raises(TuningError, match=message):
         tune(small, tmp_path / "out", **settings)
     assert not list(tmp_path.iterdir())
@@ -241,6 +244,17 @@ def test_the_verb_prints_one_json_object(small, tmp_path):
     keys = {"accepted", "trials", "full_evaluations", "seconds", "plan", "ran", "int8_share", "speedup", "criterion"}
     assert ran.exit_code == 0 and keys <= set(found)
     assert {"name", "reference", "value", "low", "high", "tolerance"} <= set(found["criterion"])
+
+
+def test_the_note_beside_the_progress_says_what_is_tried_what_is_best_and_what_is_left():
+    shown = []
+    display = _Display(lambda done, total, note="": shown.append((done, total, note)))
+    display.progress(3, 20)
+    best = Trial(2, {}, "", {}, True, True, "", high=0.0123, measures={"throughput": 2.5}, speedup=2.5)
+    display.status(Status("trial 3: all bf16", best, 75.0))
+    display.status(Status("trial 4: " + "int8, " * 20, None, None))
+    assert shown[1] == (3, 20, "trial 3: all bf16; best so far 2.50 times with 0.012; 1 min 15 s left")
+    assert shown[2][2].endswith("…; none passed yet") and len(shown[2][2]) < 90
 
 
 def test_the_verb_says_a_mistake_in_one_paragraph(small, tmp_path):

@@ -169,7 +169,7 @@ class _Display:
     def status(self, status: Status) -> None:
         best = status.best
         parts = [status.doing if len(status.doing) <= 60 else f"{status.doing[:59]}…"]
-        parts.append("none passed yet" if best is None else f"best so far {best.speedup or 0:.2f} times with {best.upper:.2g}")
+        parts.append("none passed yet" if best is None else f"best so far {best.gain:.2f} times with {best.upper:.2g}")
         if status.seconds_left is not None:
             parts.append(f"{format_seconds(status.seconds_left)} left")
         self._note = "; ".join(parts)

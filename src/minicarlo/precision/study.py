@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from minicarlo.engines import machine
 from minicarlo.engines.network import OpenVinoNetwork
-from minicarlo.errors import OutputError, TuningError
+from minicarlo.errors import MinicarloError, OutputError, TuningError
 from minicarlo.events import events_info
 from minicarlo.files import check_writable
 from minicarlo.models import Inputs
@@ -193,7 +193,7 @@ def tune(
         subject,
         quantizer,
         evaluation,
-        History(path, request),
+        history := History(path, request),
         tolerance=tolerance,
         budget=Budget(max_trials, time_limit),
         objectives=Objectives(objectives, quantizer, evaluation, timing_seconds),
@@ -201,13 +201,18 @@ def tune(
         progress=progress,
         status=status,
     )
-    if given is not None:
-        return study.replay(given.plan(quantizer.layers), output)
-    wrong = {(check["layer"], check["format"]) for check in study.wrong_kernels(allowed)}
-    offered = {layer.name: tuple(f for f in allowed if (layer.name, f) not in wrong) for layer in quantizer.layers}
-    search = chosen_strategy(
-        Problem(quantizer.layers, offered, tolerance, study.sensitivity, study.cost, max_trials=max_trials, seed=seed)
-    )
+    try:
+        if given is not None:
+            return study.replay(given.plan(quantizer.layers), output)
+        wrong = {(check["layer"], check["format"]) for check in study.wrong_kernels(allowed)}
+        offered = {layer.name: tuple(f for f in allowed if (layer.name, f) not in wrong) for layer in quantizer.layers}
+        search = chosen_strategy(
+            Problem(quantizer.layers, offered, tolerance, study.sensitivity, study.cost, max_trials=max_trials, seed=seed)
+        )
+    except MinicarloError:
+        if not history.trials:
+            history.remove()
+        raise
     try:
         while not study.budget.spent and (asked := search.ask()) is not None:
             search.tell(trial := study.evaluate(asked))
@@ -393,6 +398,7 @@ class Study:
         self.wrong_kernels(tuple(dict.fromkeys(plan.values())))
         trial = self.evaluate(plan)
         if not trial.followed:
+            self._history.remove()
             raise TuningError(f"The plan cannot be applied on this machine: {trial.reason}.")
         confirmed = bool(self._confirmation(trial).get("accepted", True)) if trial.accepted else False
         reason = trial.reason if confirmed or not trial.accepted else "worse than fp32 against the Monte Carlo events"
