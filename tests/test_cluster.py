@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -103,6 +104,58 @@ def test_workers_that_do_not_see_the_folder_send_their_shards(surrogate, whole, 
         generate(surrogate, EVENTS, seed=7, output=tmp_path / "one.h5", shard_size=SHARD, cluster=address)
     generate(surrogate, EVENTS, seed=7, output=tmp_path / "same.h5")
     assert sha256(tmp_path / "one.h5") == sha256(tmp_path / "same.h5")
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Our address, and two network namespaces, each linked to it: separate hosts, as far as TCP can tell."""
+    names = [f"mc{os.getpid()}{letter}" for letter in "ab"]
+    subnet = f"10.213.{os.getpid() % 250}"
+    try:
+        for number, name in enumerate(names):
+            steps = [
+                f"netns add {name}",
+                f"link add {name} type veth peer name eth0 netns {name}",
+                f"addr add {subnet}.{4 * number + 1}/30 dev {name}",
+                f"link set {name} up",
+                f"-n {name} addr add {subnet}.{4 * number + 2}/30 dev eth0",
+                f"-n {name} link set eth0 up",
+                f"-n {name} link set lo up",
+                f"-n {name} route add default via {subnet}.{4 * number + 1}",
+            ]
+            for step in steps:
+                if subprocess.run(["ip", *step.split()], capture_output=True, check=False).returncode:
+                    pytest.skip("making network namespaces needs privileges")
+        yield [f"{subnet}.1", *names]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+            subprocess.run(["ip", "link", "del", name], capture_output=True, check=False)
+
+
+def test_separate_hosts_make_the_same_files_when_one_is_cut_off(surrogate, whole, hosts, tmp_path):
+    """Neither host sees the folder; the cable of the one that works first is pulled, and the other takes over."""
+    ours, first, second = hosts
+    port = free_port()
+    address = f"tcp://{ours}:{port}"
+    hide = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path} && exec "$@"', "sh")
+    scheduler = start(
+        sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "0.0.0.0", "--port", str(port), "--no-dashboard"
+    )
+    process = start(*command(surrogate, tmp_path / "run", address))
+    try:
+        with worker(address, ("ip", "netns", "exec", first, *hide)) as cut_off:
+            wait_until(lambda: len(shards(tmp_path / "run")) > 2)
+            subprocess.run(["ip", "link", "set", first, "down"], check=True)
+            cut_off.kill()
+            with worker(address, ("ip", "netns", "exec", second, *hide)):
+                subprocess.run(["ip", "link", "set", first, "up"], check=True)  # the end of the first host's connections arrives
+                assert process.wait(timeout=200) == 0
+    finally:
+        for one in (process, scheduler):
+            one.kill()
+            one.wait()
+    assert shards(tmp_path / "run") == whole
 
 
 def test_a_scheduler_that_is_lost_ends_the_run_and_keeps_what_is_there(surrogate, whole, tmp_path):
