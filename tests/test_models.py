@@ -275,6 +275,7 @@ def in_weights(before, after):
         (in_weights(b'"weight_0"', b'"../../weight_0"'), "pickled"),
         (lambda name, content: b"{" if name.endswith("model.json") else content, "not what torch.export.save writes"),
         (lambda name, content: None if "weight_1" in name else content, "not what torch.export.save writes"),
+        (lambda name, content: b"" if "weight_1" in name else content, "is empty"),
     ],
 )
 def test_an_exported_program_that_could_do_more_than_compute_is_refused(program, tmp_path, change, message):
@@ -359,6 +360,14 @@ def evil_lambda(name, content):
 def test_a_keras_file_with_code_in_it_is_refused_before_keras_sees_it(keras_file, tmp_path, change, message):
     attack = repacked(keras_file, tmp_path / "evil.keras", change)
     with pytest.raises(InvalidModel, match=message):
+        read_network(attack, dict)
+
+
+@needs_keras
+def test_a_keras_file_that_claims_a_gigantic_layer_is_refused_and_a_plain_one_is_read(keras_file, tmp_path):
+    assert read_network(keras_file, dict).inputs == {"x": (None, 3)}
+    attack = repacked(keras_file, tmp_path / "evil.keras", in_config(config={"units": 2**33}))
+    with pytest.raises(InvalidModel, match="cannot load"):
         read_network(attack, dict)
 
 
@@ -542,6 +551,27 @@ def test_a_network_of_a_fixed_batch_is_tuned_in_that_batch(tmp_path):
     assert NetworkSubject(tmp_path / "fixed.onnx", gan_inputs(), loss).shapes == {"latent": (4, 8), "label": (4,)}
     with pytest.raises(InvalidModel, match="fixed batch"):
         NetworkSubject(tmp_path / "fixed.onnx", gan_inputs(), loss, batch=8)
+
+
+def test_products_of_two_computed_matrices_are_left_alone_and_all_else_is_tuned(tmp_path):
+    """One head of attention: queries, keys and values have weights, their products have none."""
+    torch.manual_seed(0)
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value = (torch.nn.Linear(16, 16) for _ in range(3))
+
+        def forward(self, tokens):
+            scores = self.query(tokens) @ self.key(tokens).transpose(1, 2) / 4
+            return torch.softmax(scores, -1) @ self.value(tokens)
+
+    tokens = np.random.default_rng(8).normal(size=(160, 12, 16)).astype(np.float32)
+    result = tune(Attention(), tmp_path / "out", inputs={"tokens": tokens}, batch=16, tolerance=0.001, **FAST)
+    assert len(result.plan) == 3 and result.ran.keys() >= result.plan.keys()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    probes = [line["value"] for line in lines if line["kind"] == "sensitivity" and line["format"] == "int8"]
+    assert len(probes) == 3 and all(0 < value < 0.1 for value in probes)
 
 
 def test_no_event_serves_two_uses(gan):

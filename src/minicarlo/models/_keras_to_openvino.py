@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any
+
+MOST_MEMORY = 2**35
+"""Bytes of address space: a description of a few bytes can name a layer of any size."""
 
 
 def main(source: str, target: str) -> None:
     """Trace the Keras file `source` and write its graph."""
+    with suppress(ImportError):  # a system without such limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     import keras
     import openvino
     from keras.src.backend.openvino.core import OPENVINO_DTYPES, OpenVINOKerasTensor
@@ -24,7 +32,8 @@ def main(source: str, target: str) -> None:
     outputs = keras.tree.flatten(model(tensors if len(tensors) > 1 else tensors[0], training=False))
     graph = openvino.Model([opset16.result(each.output) for each in outputs], parameters, "keras")
     apply_moc_transformations(graph, False)
-    for port, name in zip(graph.outputs, model.output_names, strict=True):
+    names = getattr(model, "output_names", [model.layers[-1].name])  # a Sequential has none
+    for port, name in zip(graph.outputs, names, strict=True):
         port.get_tensor().set_names({name})
     openvino.save_model(graph, target, compress_to_fp16=False)
 

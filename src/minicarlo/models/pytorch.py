@@ -100,7 +100,11 @@ def _without_code(data: bytes, name: str) -> io.BytesIO:
             for key, entry in payload.items():
                 if entry["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
                     raise _refusal(name, f"{key!r:.80} is a pickled object, which would be run")
-                kept[f"data/{folder}/{entry['path_name']}"] = files[f"data/{folder}/{entry['path_name']}"]
+                raw = kept[f"data/{folder}/{entry['path_name']}"] = files[f"data/{folder}/{entry['path_name']}"]
+                if not raw and all(
+                    size["as_int"] for size in entry["tensor_meta"]["sizes"]
+                ):  # PyTorch would make zeros of any size
+                    raise _refusal(name, f"the weight {key!r:.80} is empty")
             kept[f"data/{folder}/{config}"] = json.dumps({"config": payload}).encode()
         for path in ("archive_format", "archive_version", "byteorder", ".data/version"):
             kept[path] = files[path]

@@ -291,7 +291,6 @@ def _ratio(above: Array, below: Array | float) -> Array:
 
 def _below(values: Array, points: Array) -> Array:
     """(N, points) numbers of the values of each event that are at most each point."""
-    place = np.searchsorted(points, values)
-    counts = np.zeros((len(values), len(points) + 1))
-    np.add.at(counts, (np.arange(len(values))[:, None], place), 1)
-    return np.cumsum(counts, 1)[:, :-1]
+    place = np.searchsorted(points, values) + np.arange(len(values))[:, None] * (len(points) + 1)
+    counts = np.bincount(place.ravel(), minlength=len(values) * (len(points) + 1)).reshape(len(values), -1)
+    return np.cumsum(counts, 1)[:, :-1].astype(np.float64)
