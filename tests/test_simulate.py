@@ -283,7 +283,7 @@ class TestInterruption:
     def test_a_killed_run_goes_on_and_ends_with_the_same_events(self, geant4, electrons, tmp_path):
         command = _command("-n", "24", "--energy", "1GeV:2GeV:log", "--seed", "5", "--shard-size", "4", "-o", "run")
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-        _wait_for(lambda: list(tmp_path.glob("run/shard-*.h5")))
+        _wait_for(lambda: len(list(tmp_path.glob("run/shard-*.h5"))) > 1)  # the first is on record then
         workers = _children(process.pid)
         assert workers
         process.kill()
@@ -293,7 +293,7 @@ class TestInterruption:
         for path in whole:
             assert len(read_events(path)) == 4
         result = simulate(24, "1GeV:2GeV:log", output=tmp_path / "run", seed=5, shard_size=4, jobs=2)
-        assert result.resumed >= 4 * len(whole) > 0
+        assert result.resumed >= 4 * (len(whole) - 1) > 0
         assert np.array_equal(read_events(tmp_path / "run").samples, electrons[1].samples)
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
             "run.json",
