@@ -33,7 +33,7 @@ import numpy as np
 import openvino
 from graph import random_gan3d
 
-from minicarlo.engines import CompiledGenerator, Inference, compile_model, compile_surrogate, find_offer, has_bf16, machine
+from minicarlo.engines import CompiledGenerator, Inference, compile_model, compile_surrogate, get_engine, has_bf16, machine
 from minicarlo.engines import usable_cores as cores_of
 from minicarlo.engines.base import Array, Key, PrecisionReport
 from minicarlo.engines.onnxruntime import OnnxRuntimeGenerator
@@ -197,7 +197,7 @@ def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) ->
     for name, engine in (("PyTorch eager", "pytorch"), ("PyTorch inductor", "inductor")):
         if quick and engine == "inductor":
             continue
-        for precision in find_offer(engine).formats:
+        for precision in get_engine(engine).offers()[0].formats:
             found.append(engine_contestant(f"{name} {precision.upper()}", surrogate, precision, engine, macs))
 
     graph = Graph(surrogate.onnx)
@@ -215,11 +215,11 @@ def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) ->
 
         found.append(Contestant(f"ours INT8, rest {rest}", "int8", ours, ours, macs, ours=True))
     if surrogate.tuned is not None:
+        macs = multiply_accumulates(Graph(surrogate.onnx))
         unit = "int8" if "int8" in surrogate.tuned.plan.ran.values() else default
-        found.append(
-            engine_contestant("ours tuned", surrogate, "tuned", "openvino", multiply_accumulates(Graph(surrogate.onnx)), True)
-        )
-        found[-1].unit = unit
+        for name, engine in (("ours tuned", "openvino"), ("ONNX Runtime, our plan", "onnxruntime")):
+            tuned = engine_contestant(name, surrogate, "tuned", engine, macs, ours=engine == "openvino")
+            found.append(dataclasses.replace(tuned, unit=unit))
     return found
 
 
@@ -338,7 +338,7 @@ def plot(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:
             colour = "#0072B2" if row["ours"] else "#606060"
             rate, spread = row["showers_per_second"], row["spread"]
             axes.errorbar(rate, height, xerr=spread, fmt="o" if row["ours"] else "s", color=colour, capsize=3)
-            axes.annotate(f"{rate:,.0f}", (rate, height), (8, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(f"{rate:,.0f}", (rate, height), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axes.set_yticks(range(len(ordered)), [row["name"] for row in ordered])
         axes.grid(axis="x", which="both", linewidth=0.3)
         axes.set_xscale("log")
