@@ -160,6 +160,17 @@ def test_names_of_operations_do_not_depend_on_what_was_read_before(program):
     assert [op.get_friendly_name() for op in first.graph.get_ops()] == [op.get_friendly_name() for op in second.graph.get_ops()]
 
 
+def test_a_transposed_convolution_has_the_name_its_author_gave(gan):
+    import openvino
+
+    inputs = gan_inputs(16)
+    quantizer = Quantizer(openvino.Core().read_model(gan), [inputs], "as a surrogate's graph is read")
+    assert [layer.name for layer in quantizer.layers] == ["dense", "up1", "up2"]
+    plan = Plan.uniform(quantizer.layers, "int8")
+    shapes = {name: array.shape for name, array in inputs.items()}
+    assert quantizer.apply(plan).compile(shapes).precision_report() == dict(plan)
+
+
 def test_a_saved_model_is_read_without_tensorflow():
     """The SavedModel and its outputs are from tests/saved_model/make.py."""
     reference = np.load(SAVED_MODEL / "reference.npz")

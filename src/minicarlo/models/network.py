@@ -107,17 +107,9 @@ class Network:
 def _name_operations(graph: openvino.Model, own_names: bool) -> None:
     """Numbers that converters put behind names count what the process made before; number by place instead."""
     graph.set_friendly_name("network")
+    name_layers(graph)
     used: set[str] = set()
     numbers: dict[str, int] = {}
-    for op in graph.get_ordered_ops():  # where a converter made two of a layer, the sum with the bias got its name
-        if op.get_type_name() in _LAYERS and _AUTOMATIC.fullmatch(op.get_friendly_name()):
-            targets = [target.get_node() for target in op.output(0).get_target_inputs()]
-            if (
-                len(targets) == 1
-                and targets[0].get_type_name() == "Add"
-                and not _AUTOMATIC.fullmatch(targets[0].get_friendly_name())
-            ):
-                op.set_friendly_name(f"{targets[0].get_friendly_name()}/WithoutBiases")
     for op in graph.get_ordered_ops():
         kind = op.get_type_name()
         name = op.get_friendly_name().replace(",", ";")  # OpenVINO lists names with commas between
@@ -128,6 +120,16 @@ def _name_operations(graph: openvino.Model, own_names: bool) -> None:
         used.add(name)
         if name != op.get_friendly_name():
             op.set_friendly_name(name)
+
+
+def name_layers(graph: openvino.Model) -> None:
+    """Give layers the author's name back: of a transposed convolution with a bias OpenVINO names the sum alone."""
+    for op in graph.get_ordered_ops():
+        if op.get_type_name() in _LAYERS and _AUTOMATIC.fullmatch(op.get_friendly_name()):
+            targets = [target.get_node() for target in op.output(0).get_target_inputs()]
+            if len(targets) == 1 and targets[0].get_type_name() == "Add":
+                name = targets[0].get_friendly_name()
+                op.set_friendly_name(op.get_friendly_name() if _AUTOMATIC.fullmatch(name) else f"{name}/WithoutBiases")
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:

@@ -23,6 +23,7 @@ from minicarlo.engines import CompiledGenerator, compile_model, mac_layers
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
 from minicarlo.engines.openvino import biases
 from minicarlo.errors import TuningError
+from minicarlo.models.network import name_layers
 from minicarlo.precision.ir import CARRIERS, mark_precise
 from minicarlo.precision.plan import Layer, Plan
 from minicarlo.precision.transplant import QuantisedLayer, keep_biases_apart, read_quantised, transplant
@@ -70,6 +71,7 @@ class Quantizer:
 
     def __init__(self, model: openvino.Model, batches: Sequence[Arrays], name: str) -> None:
         self._model, self._batches = model.clone(), batches
+        name_layers(self._model)
         _fold(self._model)
         self._names = _planned_operations(self._model)
         if not self._names:
