@@ -185,7 +185,7 @@ def test_precisions_that_an_engine_does_not_offer_are_refused(small):
 
 def test_the_command_lists_engines_with_the_reason_why_some_are_not_offered():
     shown = CliRunner().invoke(main, ["engines"])
-    assert shown.exit_code == 0 and "onnxruntime" in shown.stdout and "is not offered" in shown.stdout
+    assert shown.exit_code == 0 and "onnxruntime" in shown.stdout and "Not offered here" in shown.stdout
     found = json.loads(CliRunner().invoke(main, ["engines", "--json"]).stdout)["engines"]
     assert {"engine", "version", "device", "hardware", "formats", "reason"} == set(found[0])
     assert {"openvino", "onnxruntime", "pytorch", "inductor"} <= {offer["engine"] for offer in found}
@@ -202,6 +202,21 @@ class Calibration(CalibrationDataReader):
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self.left.pop() if self.left else None
+
+
+def test_without_the_other_runtimes_everything_else_works_and_says_how_to_get_them(tmp_path):
+    """As in the plain install."""
+    code = "import sys; sys.modules['onnxruntime'] = sys.modules['torch'] = None; from minicarlo.cli import main; main()"
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+    shown = call("engines").stdout
+    assert "pip install 'minicarlo[onnxruntime]'" in shown and "pip install 'minicarlo[pytorch]'" in shown
+    output = tmp_path / "showers.h5"
+    refused = call("generate", "clic-ecal", "-n", "3", "--engine", "pytorch", "-o", str(output))
+    assert refused.returncode == 2 and "minicarlo[pytorch]" in refused.stderr and not output.exists()
+    assert call("generate", "clic-ecal", "-n", "3", "-o", str(output)).returncode == 0 and output.exists()
 
 
 def uncommon_onnx() -> bytes:

@@ -29,7 +29,10 @@ def command(as_json: bool) -> None:
         (o.engine, o.device, o.version or "-", ", ".join(o.formats), o.hardware or "") for o in offers if o.formats
     ]
     click.echo(table(rows, ("engine", "device", "version", "formats", "hardware")))
-    click.echo()
+    click.echo("\nNot offered here:")
+    missing: dict[tuple[str, str], list[str]] = {}
     for offer in offers:
         if offer.reason is not None:
-            click.echo(f"{offer.engine}:{offer.device} is not offered: {offer.reason}.")
+            missing.setdefault((offer.engine, offer.reason), []).append(offer.device)
+    for (engine, reason), devices in missing.items():
+        click.echo(f"{engine} on {', '.join(devices)}: {reason}.")
