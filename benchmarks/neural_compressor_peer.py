@@ -23,6 +23,9 @@ os.dup2(2, 1)
 from neural_compressor import PostTrainingQuantConfig, quantization  # noqa: E402
 from neural_compressor.config import AccuracyCriterion, TuningCriterion  # noqa: E402
 
+OTHERS = "^(?!Conv$|ConvTranspose$|MatMul$|Gemm$).*"
+"""All operations but these stay fp32: with others among them it writes models that lack an input and do not load."""
+
 
 class Batches:
     """Calibration events as it wants them: (inputs, label)."""
@@ -52,6 +55,7 @@ def main() -> None:
         approach="static",
         quant_level=1,
         calibration_sampling_size=[len(next(iter(batches.arrays.values())))],
+        op_type_dict={OTHERS: {"weight": {"dtype": ["fp32"]}, "activation": {"dtype": ["fp32"]}}},
         accuracy_criterion=AccuracyCriterion(higher_is_better=False, criterion="absolute", tolerable_loss=float(tolerance)),
         tuning_criterion=TuningCriterion(strategy=strategy, max_trials=int(trials), timeout=0),
     )
