@@ -12,7 +12,7 @@ mkdir -p "$folder"
 
 minicarlo bench clic-ecal --seconds 60 --sweep --json > "$folder/bench.json"
 for precision in fp32 tuned; do
-    minicarlo generate clic-ecal --conditions "$test" --precision $precision --seed 1 -o "$folder/$precision.h5"
+    minicarlo generate clic-ecal --conditions "$test" --precision $precision --seed 1 --overwrite -o "$folder/$precision.h5"
     minicarlo validate "$test" "$folder/$precision.h5" -o "$folder/$precision.json" | tee "$folder/$precision.txt"
 done
 minicarlo report "$test" "FP32=$folder/fp32.h5" "tuned=$folder/tuned.h5" --surrogate clic-ecal --bench "$folder/bench.json" \
