@@ -543,6 +543,12 @@ def test_a_gan_of_several_inputs_and_outputs_is_tuned_and_the_result_loads_in_th
         assert 0 < np.linalg.norm(found[name] - value) < 3 * result.criterion["high"] * np.linalg.norm(value)
 
 
+def test_fp32_timed_against_itself_is_never_a_success(gan, tmp_path):
+    settings = FAST | {"objective": "time", "timing_seconds": 0.02}
+    result = tune(gan, tmp_path / "out", inputs=gan_inputs(), batch=16, tolerance=1e-7, **settings)
+    assert not result.accepted and result.speedup == 1 and set(result.plan.values()) == {"fp32"}
+
+
 def test_an_exported_program_is_tuned_by_its_decisions_from_the_command_line(program, tmp_path):
     np.savez(tmp_path / "data.npz", **images())
     arguments = ["tune", str(program), "-o", str(tmp_path / "out"), "--inputs", str(tmp_path / "data.npz"), "--batch", "16"]

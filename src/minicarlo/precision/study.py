@@ -385,8 +385,9 @@ class Study:
             self._status(Status(doing, best, self.budget.seconds_left))
 
     def succeeded(self, trial: Trial) -> bool:
-        """Whether a trial passed everything, the second judge included, and is better than fp32."""
-        return trial.accepted and trial.gain > 1 and self._confirmation(trial).get("accepted", True)
+        """Whether a trial below fp32 passed everything, the second judge included, and is better than fp32."""
+        lowered = set(trial.plan.values()) != {"fp32"}  # fp32 is timed against itself, and may seem faster
+        return trial.accepted and lowered and trial.gain > 1 and self._confirmation(trial).get("accepted", True)
 
     def _confirmation(self, trial: Trial) -> dict[str, Any]:
         """What the second judge says of a trial; empty if there is none."""
@@ -409,7 +410,8 @@ class Study:
         """Choose the best plan that passed, have it confirmed if there is a second judge, and write it."""
         best: Trial | None = None
         worse = refused = 0
-        for trial in sorted((t for t in self.trials if t.accepted), key=lambda t: t.gain, reverse=True):
+        lowered = (trial for trial in self.trials if trial.accepted and set(trial.plan.values()) != {"fp32"})
+        for trial in sorted(lowered, key=lambda trial: trial.gain, reverse=True):
             if self.succeeded(trial):
                 best = trial
                 break
