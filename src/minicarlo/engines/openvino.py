@@ -238,8 +238,11 @@ class OpenVinoGenerator(CompiledGenerator):
         """See CompiledGenerator."""
         step = self.batch or max(len(latent), 1)
         starts = range(0, len(latent), step)
-        pieces = ((start, latent[start : start + step], incident_energy[start : start + step]) for start in starts)
-        parts = [samples for _, samples in self._map(pieces, 1)]
+        request = self._requests.popleft() if self._requests else self._compiled.create_infer_request()
+        try:
+            parts = [self._start(request, latent[i : i + step], incident_energy[i : i + step], wait=True) for i in starts]
+        finally:
+            self._requests.append(request)
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
 
     def map(self, batches: Iterable[tuple[Key, Array, Array]]) -> Iterator[tuple[Key, Array]]:
@@ -267,8 +270,8 @@ class OpenVinoGenerator(CompiledGenerator):
                 idle.append(request)
             self._requests.extend(idle)
 
-    def _start(self, request: Any, latent: Array, energy: Array) -> Array:  # noqa: ANN401
-        """Begin an inference; the samples will be in the array that is returned, without a copy."""
+    def _start(self, request: Any, latent: Array, energy: Array, *, wait: bool = False) -> Array:  # noqa: ANN401
+        """Begin an inference, or with `wait` make it in this thread; the samples are in the array returned, without a copy."""
         import openvino
 
         latent = np.ascontiguousarray(latent, np.float32)
@@ -281,7 +284,11 @@ class OpenVinoGenerator(CompiledGenerator):
             energy = np.concatenate([energy, np.broadcast_to(energy[-1:], (self.batch - count, 1))])
         samples = np.empty((len(latent), *self.sample_shape), np.float32)
         request.set_tensor(self._output, openvino.Tensor(samples, shared_memory=True))
-        request.start_async({self._latent: latent, self._energy: energy}, share_inputs=False)
+        inputs = {self._latent: latent, self._energy: energy}
+        if wait:
+            request.infer(inputs, share_outputs=True)
+        else:
+            request.start_async(inputs)
         return samples[:count]
 
     def _finish(self, running: deque[tuple[Key, Array, Any]], idle: deque[Any]) -> tuple[Key, Array]:
