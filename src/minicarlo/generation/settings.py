@@ -111,7 +111,7 @@ def _quick(engine: str) -> bool:
 
 
 def measure(surrogate: Surrogate, precision: str, engine: str = "openvino", objective: Objective = "throughput") -> Settings:
-    """The best setting of a short search (about five seconds); it is remembered for this surrogate, precision, engine, machine.
+    """The best setting of a short search (five to ten seconds); it is remembered for this surrogate, precision, engine, machine.
 
     All candidates run in turns, so that what else the machine does then slows all alike. First the batch with a stream on each
     core, then streams and threads for the two best batches; for latency the threads of one stream.
