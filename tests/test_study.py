@@ -1,14 +1,9 @@
-"""The tuning loop: what it finds and writes, how it ends and goes on, and what it refuses."""
+"""The tuning loop: what it finds and writes, how it ends, and what it refuses."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from click.testing import CliRunner
@@ -19,7 +14,6 @@ from minicarlo.engines import compile_surrogate
 from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import EventSet, write_events
 from minicarlo.precision import Trial, get_criterion, tune
-from minicarlo.precision.history import History
 from minicarlo.precision.objectives import front
 from minicarlo.precision.study import Status
 from minicarlo.sampling import EnergyDistribution, normal_latents
@@ -121,19 +115,6 @@ def test_the_front_is_what_no_other_beats():
     assert front(plans) == [True, True, False, True]
 
 
-def test_ctrl_c_returns_the_best_plan_so_far(small, tmp_path):
-    """As when a person presses Ctrl-C after the first trial that passed."""
-    seen = []
-
-    def progress(done, total):
-        seen.append(done)
-        raise KeyboardInterrupt
-
-    result = tune(small, tmp_path / "out", tolerance=0.5, progress=progress, **FAST)
-    assert result.interrupted and result.accepted and len(result.history) == 1
-    assert Surrogate.load(tmp_path / "out").tuned is not None
-
-
 def test_a_search_for_the_first_success_ends_with_it(small, tmp_path):
     """All int8 fails here; the first plan after it that passes is the last that is tried."""
     first, all_of_it = (
@@ -155,46 +136,6 @@ def test_the_status_names_the_trial_the_best_so_far_and_the_time_left(small, tmp
 def test_the_time_limit_ends_the_search(small, tmp_path):
     result = tune(small, tmp_path / "out", tolerance=1e-9, time_limit=1e-3, **FAST)
     assert not result.accepted and not result.interrupted
-
-
-PROGRAM = """
-import sys
-from minicarlo.precision import tune
-fast = {"calibration_events": 64, "evaluation_events": 256, "objective": "macs"}
-result = tune(sys.argv[1], sys.argv[2], tolerance=0.004, max_trials=6, **fast)
-"""
-
-
-def test_a_killed_run_goes_on_where_it_stopped(small, tmp_path):
-    """kill -9 after the first probes; the second start keeps every line and ends with the plan of an undisturbed run."""
-    output, history = tmp_path / "out", tmp_path / ".out.tuning.jsonl"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(small.path), str(output)], env=environment)
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if history.exists() and history.read_text().count("\n") >= 4:
-            break
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not output.exists()
-    before = history.read_text().splitlines()
-    with history.open("a") as stream:
-        stream.write('{"kind": "sensitivity", "layer": "shape.co')  # as a kill in the middle of a line leaves it
-    settings = {"calibration_events": 64, "evaluation_events": 256, "objective": "macs", "tolerance": 0.004, "max_trials": 6}
-    result = tune(small.path, output, **settings)
-    after = (output / "tuned" / "history.jsonl").read_text().splitlines()
-    assert after[: len(before)] == before and len(before) >= 4
-    assert all(json.loads(line) for line in after)
-    undisturbed = tune(small.path, tmp_path / "other", **settings)
-    assert undisturbed.plan == result.plan and undisturbed.criterion == result.criterion
-
-
-def test_a_history_of_another_request_is_not_taken_up(tmp_path):
-    path = tmp_path / "history"
-    History(path, {"seed": 1}).add_sensitivity("a", "int8", math.inf, 0.1)
-    assert History(path, {"seed": 1}).sensitivities == {("a", "int8"): math.inf}
-    assert History(path, {"seed": 2}).sensitivities == {}
 
 
 @pytest.mark.parametrize(
