@@ -72,12 +72,14 @@ def test_local_workers_are_killed_again_and_again_and_the_files_are_the_same(sur
 
 def test_a_killed_run_on_a_cluster_is_completed_and_its_workers_end(surrogate, whole, tmp_path):
     process = start(*command(surrogate, tmp_path / "run", "local:1"))
-    wait_until(lambda: len(shards(tmp_path / "run")) >= 2)
+    record = tmp_path / "run" / "run.json"
+    wait_until(lambda: record.exists() and "sha256" in record.read_text())
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
     result = generate(surrogate, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD)  # another way to the same files
     assert result.resumed >= SHARD and shards(tmp_path / "run") == whole
+    assert not list((tmp_path / "run").glob(".cluster-*"))
     wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
 
 

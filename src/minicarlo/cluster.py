@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from minicarlo.errors import ClusterError, InvalidConfig, MissingExtra
 from minicarlo.files import atomic_path
-from minicarlo.shards import Run, Shard
+from minicarlo.shards import TOKEN, Run, Shard
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -125,7 +125,7 @@ def complete(
     from distributed.client import FutureCancelledError
     from distributed.comm.core import CommClosedError
 
-    name, token = f"minicarlo-{secrets.token_hex(8)}", run.folder / f".{secrets.token_hex(8)}"
+    name, token = f"minicarlo-{secrets.token_hex(8)}", run.folder / f"{TOKEN}{secrets.token_hex(8)}"
     waiting, running, deaths = deque(missing), dict[Any, Shard](), dict.fromkeys(missing, 0)
     token.touch()
     try:

@@ -25,6 +25,9 @@ RUN = "run.json"
 CHUNK = 64
 """Events of a compressed chunk; shards that are to be joined hold a multiple of it."""
 
+TOKEN = ".cluster-"
+"""How the name of a file begins by which workers know the folder of a run."""
+
 _LARGEST_RUN = 2**28
 
 
@@ -122,6 +125,9 @@ def claim(folder: Path, request: Mapping[str, Any], *, overwrite: bool = False) 
             ) from error
         except OSError:
             pass  # a file system without locks
+        for token in folder.glob(f"{TOKEN}*"):  # of a run that was killed
+            with suppress(OSError):
+                token.unlink()
         if overwrite and (folder / RUN).exists():
             for path in folder.glob("shard-*.h5"):
                 path.unlink()
