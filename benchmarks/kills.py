@@ -1,6 +1,6 @@
 """kill -9 at random moments, again and again: nothing half-written shows, and files end up as those of a run left in peace.
 
-`python benchmarks/kills.py --kills 50` kills runs into a folder, into one file and on a cluster in turn, restarts them, and starts
+`python benchmarks/kills.py --kills 50` kills runs into a folder, one file and a cluster in turn, restarts them, and begins
 anew when one came to its end. Prints JSON; exit code 1 when a file differed.
 """
 
