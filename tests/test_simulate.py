@@ -317,7 +317,11 @@ class TestInterruption:
 
     def test_control_c_ends_at_once_with_its_workers(self, geant4, tmp_path):
         command = _command("-n", "3000", "--energy", "1GeV", "--shard-size", "1000", "-o", "run")
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so would this
+        try:
+            process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
         _wait_for(lambda: _children(process.pid))
         workers = _children(process.pid)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, workers included
