@@ -22,6 +22,7 @@ from minicarlo.fidelity.differences import (
     deviation_difference,
     difference,
     energy_difference,
+    shape_difference,
     shared_difference,
 )
 from minicarlo.fidelity.distances import (
@@ -236,12 +237,13 @@ class Comparison:
         if name.endswith("_profile"):
             where = "layer" if name == "longitudinal_profile" else "ring"
             return deviation_difference(parts["deviation"], "%", f"mean energy per {where} {{}} off on average")
-        shape = beyond_chance(parts["kolmogorov_smirnov"], -1 if worst is None else worst) if differs else None
+        where = "" if worst is None else f"{'sector' if name == 'azimuth' else 'layer'} {worst}: "
+        column = -1 if worst is None else worst
+        shape = shape_difference(parts["kolmogorov_smirnov"], parts.get("fixed_energy"), column, where) if differs else None
         if name == "cell_energy":
             return difference(Moments(self._cell_sums()), self.resamples, "", "", shape)
         values = self.pooled(name)[:, None] if worst is None else self.pooled(name)[:, [worst]]
         level = values.mean(axis=0, dtype=np.float64) - expected(values, self.pooled_energy())[0]
-        where = "" if worst is None else f"{'sector' if name == 'azimuth' else 'layer'} {worst}: "
         unit = {"mm": "mm", "layer": "layers"}.get(UNITS[name], "")
         return difference(Moments.of((values + level)[:, 0]), self.resamples, unit, where, shape)
 

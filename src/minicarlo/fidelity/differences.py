@@ -46,24 +46,34 @@ class Moments:
         return mean, np.sqrt(np.clip(sums[:, 2] / sums[:, 0] - mean**2, 0, None))
 
 
-def difference(moments: Moments, resamples: Resamples, unit: str, where: str, shape: tuple[float, float] | None) -> Difference:
+def difference(moments: Moments, resamples: Resamples, unit: str, where: str, shape: Difference | None) -> Difference:
     """The more significant one of mean and spread, or `shape`, if given and neither is significant.
 
     Arguments:
         unit: of the mean, when it is not to be given in per cent. where: beginning of the words, such as "layer 6: ".
-        shape: largest difference of the cumulative distributions, beyond chance, and its error.
+        shape: the difference of the distributions.
     """
     found = resample(moments, resamples, permute=False)
     shift, relative, spread = np.abs(found.value) / np.maximum(found.error, 1e-300)
     mean = shift if unit else relative  # over a mean that may be zero, a length is nothing
     if shape is not None and max(mean, spread) < SIGNIFICANT:
-        value, error = 100 * shape[0], 100 * shape[1]
-        return _difference(value, error, "%", f"{where}shape, cumulative distributions up to {{}} apart")
+        return shape
     if spread > mean and shape is not None:
         value, error = 100 * found.value[2], 100 * found.error[2]
         return _difference(value, error, "%", f"{where}spread {{}} {'larger' if value > 0 else 'smaller'}")
     value, error = (found.value[0], found.error[0]) if unit else (100 * found.value[1], 100 * found.error[1])
     return _difference(value, error, unit or "%", f"{where}mean {{}} {'higher' if value > 0 else 'lower'}")
+
+
+def shape_difference(distribution: Resampled, fixed_energy: Resampled | None, column: int, where: str) -> Difference:
+    """Beyond chance: the largest distance of the cumulative distributions, or if that is lost in its error, what is seen at fixed
+    energy (Kolmogorov-Smirnov and Wasserstein distances).
+    """
+    value, error = beyond_chance(distribution, column)
+    if value > error or fixed_energy is None:
+        return _difference(100 * value, 100 * error, "%", f"{where}shape, cumulative distributions up to {{}} apart")
+    value, error = beyond_chance(fixed_energy, column)
+    return _difference(value, error, "", f"{where}shape at fixed energy, {{}} standard deviations apart")
 
 
 def energy_difference(what: str, ratio: Float, error: Float, edges: Float, bin_number: int) -> Difference:
