@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.base import Key, PrecisionReport
+from minicarlo.engines.account import RuntimeAccount
+from minicarlo.engines.base import Key
 from minicarlo.engines.openvino import (
-    _FORMATS,
     InferencePrecision,
-    _computes,
     _core,
     _keep_products_apart,
     biases,
@@ -34,7 +33,7 @@ LARGEST_TENSOR = 2**28
 """Elements per event that a graph may ask for."""
 
 
-class OpenVinoNetwork:
+class OpenVinoNetwork(RuntimeAccount):
     """A model compiled by OpenVINO for inputs of fixed shapes, -1 standing for any length.
 
     `batch` is the number of events in one inference (None: any), `streams` how many inferences run at once, `threads` how many
@@ -137,23 +136,6 @@ class OpenVinoNetwork:
         idle.append(request)
         return key, outputs
 
-    def precision_report(self) -> PrecisionReport:
-        """The format each layer with multiply-accumulates runs in, as the runtime itself reports it.
-
-        Layers that the runtime fused into another are reported with it.
-        """
-        report: PrecisionReport = {}
-        for op in self._compiled.get_runtime_model().get_ordered_ops():
-            info = op.get_rt_info()
-            sources = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
-            for source in (
-                name.removesuffix("/DequantizationMultiply") for name in sources
-            ):  # what a quantised product may become
-                if source in self._layer_of and _computes(info):
-                    ran = info["runtimePrecision"].astype(str)
-                    report[self._layer_of[source]] = _FORMATS.get(ran, ran)
-        return {name: report[name] for name in self._layers.values() if name in report}
-
     def assert_precision(self, expected: str) -> None:
         """Raise UnsupportedPrecision unless all layers run in the format `expected`."""
         ran = self.precision_report()
@@ -168,34 +150,7 @@ class OpenVinoNetwork:
         With a layer count what the runtime fused into it and the reorders and conversions before and after it. The network
         must have been compiled to be profiled.
         """
-        request = self._compiled.create_infer_request()
-        taken: dict[str, list[float]] = {name: [] for name in self._layers.values()}
-        for _ in range(rounds + 1):  # the first warms up
-            request.infer({self._inputs[name]: array for name, array in inputs.items()})
-            spent = dict.fromkeys(taken, 0.0)
-            for node in request.get_profiling_info():
-                if (layer := self._owner(node.node_name)) is not None:
-                    spent[layer] += node.real_time.total_seconds()
-            for name, seconds in spent.items():
-                taken[name].append(seconds)
-        return {name: min(seconds[1:]) for name, seconds in taken.items()}
-
-    def _owner(self, node: str) -> str | None:
-        """The layer that a runtime node belongs to: itself, or a reorder named PRODUCER_..._CONSUMER."""
-        for name, layer in self._layer_of.items():
-            if node == name or node.startswith((f"{name}/", f"{name}_")) or node.endswith(f"_{name}"):
-                return layer
-        return None
-
-    def runtime_layers(self) -> list[dict[str, str]]:
-        """Every node of the compiled graph: name, type, primitive, precision, and the layers it was made from."""
-        keys = {"type": "layerType", "primitive": "primitiveType", "precision": "runtimePrecision"}
-        keys["layers"] = "originalLayersNames"
-        rows = []
-        for op in self._compiled.get_runtime_model().get_ordered_ops():
-            info = op.get_rt_info()
-            rows.append({"name": op.get_friendly_name()} | {k: info[v].astype(str) if v in info else "" for k, v in keys.items()})
-        return rows
+        return self._profiled({self._inputs[name]: array for name, array in inputs.items()}, rounds)
 
 
 def read_network_file(source: Path | bytes) -> openvino.Model:

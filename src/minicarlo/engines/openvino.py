@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from minicarlo.engines.base import Array, CompiledGenerator, Engine, Inference, Key, Offer, PrecisionReport, usable_cores
+from minicarlo.engines.account import RuntimeAccount
+from minicarlo.engines.base import Array, CompiledGenerator, Engine, Inference, Key, Offer, usable_cores
 from minicarlo.errors import InvalidSurrogate, UnsupportedPrecision
 from minicarlo.surrogate import Surrogate
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 InferencePrecision = Literal["f32", "bf16"]
 
 _MAC_OPERATORS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul"}
-_FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 _ELEMENTWISE = {
     "Add",
     "Divide",
@@ -191,7 +191,7 @@ def _sum_after(op: Any) -> str | None:  # noqa: ANN401
     return str(targets[0].get_friendly_name()) if any(each.get_type_name() == "Constant" for each in shaped) else None
 
 
-class OpenVinoGenerator(CompiledGenerator):
+class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
     """A model compiled by OpenVINO."""
 
     def __init__(
@@ -297,50 +297,9 @@ class OpenVinoGenerator(CompiledGenerator):
         idle.append(request)
         return key, samples
 
-    def precision_report(self) -> PrecisionReport:
-        """See CompiledGenerator. Layers that the runtime fused into another are reported with it."""
-        report: PrecisionReport = {}
-        for op in self._compiled.get_runtime_model().get_ordered_ops():
-            info = op.get_rt_info()
-            sources = info["originalLayersNames"].astype(str).split(",") if "originalLayersNames" in info else []
-            for source in (
-                name.removesuffix("/DequantizationMultiply") for name in sources
-            ):  # what a quantised product may become
-                if source in self._layer_of and _computes(info):
-                    ran = info["runtimePrecision"].astype(str)
-                    report[self._layer_of[source]] = _FORMATS.get(ran, ran)
-        return {name: report[name] for name in self._layers.values() if name in report}
-
     def layer_seconds(self, latent: Array, incident_energy: Array, rounds: int = 15) -> dict[str, float]:
         """See CompiledGenerator."""
-        request = self._compiled.create_infer_request()
-        taken: dict[str, list[float]] = {name: [] for name in self._layers.values()}
-        for _ in range(rounds + 1):  # the first warms up
-            request.infer({self._latent: latent, self._energy: np.reshape(incident_energy, (-1, 1))})
-            spent = dict.fromkeys(taken, 0.0)
-            for node in request.get_profiling_info():
-                if (layer := self._owner(node.node_name)) is not None:
-                    spent[layer] += node.real_time.total_seconds()
-            for name, seconds in spent.items():
-                taken[name].append(seconds)
-        return {name: min(seconds[1:]) for name, seconds in taken.items()}
-
-    def _owner(self, node: str) -> str | None:
-        """The layer that a runtime node belongs to: itself, or a reorder named PRODUCER_..._CONSUMER."""
-        for name, layer in self._layer_of.items():
-            if node == name or node.startswith((f"{name}/", f"{name}_")) or node.endswith(f"_{name}"):
-                return layer
-        return None
-
-    def runtime_layers(self) -> list[dict[str, str]]:
-        """Every node of the compiled graph: name, type, primitive, precision, and the layers it was made from."""
-        keys = {"type": "layerType", "primitive": "primitiveType", "precision": "runtimePrecision"}
-        keys["layers"] = "originalLayersNames"
-        rows = []
-        for op in self._compiled.get_runtime_model().get_ordered_ops():
-            info = op.get_rt_info()
-            rows.append({"name": op.get_friendly_name()} | {k: info[v].astype(str) if v in info else "" for k, v in keys.items()})
-        return rows
+        return self._profiled({self._latent: latent, self._energy: np.reshape(incident_energy, (-1, 1))}, rounds)
 
 
 class OpenVinoInference(Inference):
@@ -389,11 +348,6 @@ def _instructions() -> list[str]:
         return []
     flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
     return sorted(known & set(flags.split()))
-
-
-def _computes(info: Any) -> bool:  # noqa: ANN401
-    """Whether a runtime node is the computation itself; reorders and conversions carry the layer's name too."""
-    return "layerType" in info and info["layerType"].astype(str) in {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 
 
 def _shape(port: Any, batch: int | None) -> Any:  # noqa: ANN401
