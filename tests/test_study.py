@@ -15,7 +15,7 @@ from minicarlo.errors import OutputError, TuningError
 from minicarlo.events import EventSet, write_events
 from minicarlo.precision import Trial, get_criterion, tune
 from minicarlo.precision.objectives import front
-from minicarlo.precision.study import Status
+from minicarlo.precision.result import Status
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
 from small_surrogate import make_small_surrogate

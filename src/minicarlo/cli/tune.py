@@ -10,7 +10,7 @@ import click
 from minicarlo.cli._common import NotedProgress, format_seconds, json_option, key_values, print_json, progress_bar, table
 
 if TYPE_CHECKING:
-    from minicarlo.precision.study import Status
+    from minicarlo.precision.result import Status
 
 
 @click.command()

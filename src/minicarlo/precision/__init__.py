@@ -5,10 +5,11 @@ from __future__ import annotations
 from minicarlo.precision.criterion import CRITERIA, Comparison, Criterion, get_criterion
 from minicarlo.precision.plan import FORMATS, Layer, Plan, int8_share
 from minicarlo.precision.quantization import PlannedModel, Quantizer, compile_planned
+from minicarlo.precision.result import TuneResult
 from minicarlo.precision.strategies import STRATEGIES, Strategy, Trial
-from minicarlo.precision.study import TuneResult, tune
 from minicarlo.precision.subject import Subject
 from minicarlo.precision.surrogates import Calibration, SurrogateSubject, surrogate_quantizer
+from minicarlo.precision.tuning import tune
 
 __all__ = [
     "CRITERIA",
