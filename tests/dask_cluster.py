@@ -67,7 +67,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def worker(address: str, prefix: tuple[str, ...] = (), **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(address: str, prefix: tuple[str, ...] = (), threads: int = 1, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     program = [
         *prefix,
         sys.executable,
@@ -75,7 +75,7 @@ def worker(address: str, prefix: tuple[str, ...] = (), **environment: str) -> It
         "distributed.cli.dask_worker",
         address,
         "--nthreads",
-        "1",
+        str(threads),
         "--no-nanny",
         "--no-dashboard",
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from minicarlo.detectors import get_detector
 from minicarlo.engines import CompiledGenerator, machine
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnsupportedPrecision
 from minicarlo.events import ENERGY
-from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible
+from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible, fingerprint
 from minicarlo.generation.writer import check_samples
 from minicarlo.sampling import AngleDistribution, EnergyDistribution, normal_latents
 from minicarlo.simulators import Acceptance, Batch
@@ -72,6 +73,7 @@ class SurrogateShowers:
         if not isinstance(surrogate, Surrogate):
             surrogate = Surrogate.load(surrogate)
         self._surrogate, self._batch = surrogate, batch
+        self._streams: int | None = None
         self._precision = precision or ("tuned" if surrogate.tuned else "fp32")
         if self._precision not in surrogate.precisions:
             raise UnsupportedPrecision(
@@ -115,9 +117,23 @@ class SurrogateShowers:
             for task, batch in group:
                 yield task, replace(batch, seconds=batch.seconds + spent * len(task.primaries))
 
+    def fingerprint(self) -> str:
+        """See Parameterisation."""
+        return fingerprint(self._surrogate, self._compiled[0])
+
+    def on_one_core(self) -> SurrogateShowers:
+        """See Parameterisation."""
+        single = copy(self)
+        single._streams = 1
+        vars(single).pop("_compiled", None)
+        return single
+
     @cached_property
     def _compiled(self) -> tuple[CompiledGenerator, Settings]:
-        settings = choose_settings(self._surrogate, self._precision, batch=self._batch, events=0)
+        streams = self._streams
+        settings = choose_settings(
+            self._surrogate, self._precision, streams=streams, threads=streams, batch=self._batch, events=0
+        )
         return compile_reproducible(self._surrogate, self._precision, settings)
 
     def _deposit(self, compiled: CompiledGenerator, size: int, group: list[tuple[Task, Batch]], seed: int) -> None:

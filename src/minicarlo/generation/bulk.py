@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import socket
 import threading
@@ -26,7 +25,7 @@ from minicarlo.errors import ClusterError, InvalidConfig, MinicarloError, Output
 from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.files import check_writable
 from minicarlo.generation.conditions import Energies, resolve_energies
-from minicarlo.generation.settings import Settings, available_precisions, choose_settings, compile_reproducible, probe
+from minicarlo.generation.settings import Settings, available_precisions, choose_settings, compile_reproducible, fingerprint
 from minicarlo.generation.writer import EventFile, check_samples
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.shards import Run, Shard, claim, claim_hidden, is_file, join, parts, shards
@@ -34,7 +33,6 @@ from minicarlo.surrogate import Surrogate
 
 SHARD_SIZE = 10_000
 ROUNDING = "cell_energy_rounding"
-_PROBE = 64  # events whose bits tell whether a worker computes what is expected
 _worker = threading.local()  # of a thread of a cluster's worker: its order and compiled generator
 
 Progress = Callable[[int, int], None]
@@ -386,7 +384,7 @@ class _Order:
         self.run = copy(run)
         self.run.progress = None
         self.software, self.processor = _software(run.engine), machine()["processor"]
-        self.fingerprint = _fingerprint(run.surrogate, compiled)
+        self.fingerprint = fingerprint(run.surrogate, compiled)
 
     def check(self) -> None:
         """Compile once per thread, and compare versions and the bits of some events. Raises ClusterError."""
@@ -397,7 +395,7 @@ class _Order:
                 f"Worker {socket.gethostname()} has {found}, but {self.software} is asking: install the same versions."
             )
         compiled = self.run.compile()
-        if _fingerprint(self.run.surrogate, compiled) != self.fingerprint:
+        if fingerprint(self.run.surrogate, compiled) != self.fingerprint:
             raise ClusterError(
                 f"Worker {socket.gethostname()} ({machine()['processor']}) computes other bits than the machine that asks "
                 f"({self.processor}): one run needs processors of one kind. Give the others runs of their own, with other seeds."
@@ -407,10 +405,6 @@ class _Order:
     def make(self, shard: Shard) -> None:
         """Write a shard, compressing in one thread."""
         self.run.write(_worker.compiled, shard, workers=1)
-
-
-def _fingerprint(surrogate: Surrogate, compiled: CompiledGenerator) -> str:
-    return hashlib.sha256(compiled.run(*probe(surrogate, _PROBE)).tobytes()).hexdigest()
 
 
 def _software(engine: str) -> dict[str, str]:

@@ -194,6 +194,11 @@ def probe(surrogate: Surrogate, count: int) -> tuple[NDArray[np.float32], NDArra
     return normal_latents(0, 0, count, surrogate.manifest.latent_size), energy
 
 
+def fingerprint(surrogate: Surrogate, compiled: CompiledGenerator) -> str:
+    """Digest of the bits of 64 events: machines on which it is the same compute the same showers."""
+    return hashlib.sha256(compiled.run(*probe(surrogate, _PROBE)).tobytes()).hexdigest()
+
+
 def deviation(surrogate: Surrogate, compiled: CompiledGenerator) -> float:
     """Mean absolute change of the layer energies of 64 events against FP32 on the same latents, relative to their mean.
 

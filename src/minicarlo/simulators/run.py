@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -34,6 +35,8 @@ from minicarlo.simulators.workers import Workers
 
 SHARD_SIZE = 1000
 """Events of a shard: a minute or two of Geant4, which is what a kill can cost at most."""
+
+_worker = threading.local()  # of a thread of a cluster's worker: its order, and the run with a parameterisation of its own
 
 _OF_A_SHARD = ("first_event", "processor", "seconds", "seconds_per_event", "milliseconds_per_gev", "fast_energy_fraction")
 
@@ -81,6 +84,14 @@ class Parameterisation(Protocol):
 
         The shower of particle i of a run (`Task.row` is that of the first) must depend on `seed` and i alone.
         """
+        ...
+
+    def fingerprint(self) -> str:
+        """Digest of the bits of some showers: machines on which it is the same make the same showers."""
+        ...
+
+    def on_one_core(self) -> Parameterisation:
+        """The same for a thread of a cluster's worker, which has one core. It can be pickled."""
         ...
 
 
@@ -244,8 +255,8 @@ def simulate(
     run = _Run(engine.name, setup, source, seed, n, shard_size, parameterisation)
     output = Path(output)
     place = None if cluster is None else Where.parse(cluster)
-    if place is not None and (jobs > 1 or parameterisation is not None):
-        raise InvalidConfig("On a cluster, the workers take the place of jobs, and there is no fast path.")
+    if place is not None and jobs > 1:
+        raise InvalidConfig("On a cluster, the workers take the place of jobs: leave out their number.")
     environment = engine.prepare(run.setup) if place is None else {}
     if is_file(output):
         check_writable(output)
@@ -320,22 +331,51 @@ class _Order:
     """A run as a worker of a cluster carries it out: a process of the simulator per task, with the worker's own data sets."""
 
     def __init__(self, run: _Run) -> None:
-        self._run, self._version = run, __version__
+        self._version, self._processor = __version__, _processor()
+        self._run, self._request, self._fingerprint = run, {}, ""
+        if run.parameterisation is not None:
+            self._run = replace(run, parameterisation=run.parameterisation.on_one_core())
+            self._request, self._fingerprint = run.parameterisation.request(), run.parameterisation.fingerprint()
 
     def check(self) -> None:
-        """Compare versions; those of the simulator stand in its shards. Raises ClusterError."""
+        """Compare versions and, once per thread, the bits of showers; the simulator's version stands in its shards.
+
+        Raises ClusterError.
+        """
+        if getattr(_worker, "order", None) is self:
+            return
         if __version__ != self._version:
             raise ClusterError(
                 f"Worker {socket.gethostname()} has minicarlo {__version__}, but {self._version} is asking: install the same one."
             )
+        run = self._run
+        if run.parameterisation is not None:
+            own = run.parameterisation.on_one_core()
+            for name, value in own.request().items():
+                if value != self._request[name]:
+                    raise ClusterError(
+                        f"Worker {socket.gethostname()} has {name} {value}, but {self._request[name]} is asking: "
+                        "install the same versions."
+                    )
+            if own.fingerprint() != self._fingerprint:
+                raise ClusterError(
+                    f"Worker {socket.gethostname()} ({_processor()}) computes other bits than the machine that asks "
+                    f"({self._processor}): the fast path of one run needs processors of one kind. Give the others runs of their "
+                    "own, with other seeds."
+                )
+            run = replace(run, parameterisation=own)
+        _worker.order, _worker.run = self, run
 
     def make(self, shard: Shard) -> None:
         """Simulate a shard."""
-        setup = replace(self._run.setup, detector=find_detector(self._run.setup.detector))
-        engine = get_simulator(self._run.simulator)
+        run: _Run = _worker.run
+        setup = replace(run.setup, detector=find_detector(run.setup.detector))
+        engine = get_simulator(run.simulator)
         with Workers(engine, setup, engine.prepare(setup), 1) as workers:
-            results = workers.run(self._run.tasks(shard, TASK_EVENTS))
-            self._run.write(shard, results, workers, _Counter(None, 0, len(shard)), [])
+            results = workers.run(run.tasks(shard, TASK_EVENTS))
+            if run.parameterisation is not None:
+                results = run.parameterisation.complete(results, run.seed)
+            run.write(shard, results, workers, _Counter(None, 0, len(shard)), [])
 
 
 class _SameOrigin:
