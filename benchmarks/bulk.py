@@ -5,7 +5,8 @@
 
 `speed` does in turn, round by round: inference alone, latents and energies alone, writing alone (compression, HDF5, fsync), and
 `generate` into a folder, and prints medians. Shares are of processor time; what is left of `generate` when inference, latents and
-writing are taken off it is bookkeeping. `memory` prints resident memory as events pass. Run on a quiet machine.
+writing are taken off it is bookkeeping. What a run takes once, to load and compile the surrogate, is told apart. `memory` prints
+resident memory as events pass. Run on a quiet machine.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from minicarlo.detectors import get_detector
 from minicarlo.engines import machine
@@ -88,8 +90,17 @@ def speed(surrogate: Surrogate, precision: str, events: int, rounds: int, output
 
     def all_of_it() -> None:
         shape = {"streams": settings.streams, "threads": settings.threads, "batch": settings.batch}
-        generate(surrogate, events, seed=1, precision=precision, output=output / "run", overwrite=True, **shape)
+        start = now()
+        begun: list[NDArray[np.float64]] = []
 
+        def begin(done: int, total: int) -> None:
+            if not begun:  # the first call comes when the surrogate is compiled
+                begun.append(now() - start)
+
+        generate(surrogate, events, seed=1, precision=precision, output=output / "run", overwrite=True, progress=begin, **shape)
+        once.append(begun[0])
+
+    once: list[NDArray[np.float64]] = []
     parts: dict[str, Callable[[], None]] = {
         "inference": inference,
         "latents": inputs,
@@ -98,14 +109,16 @@ def speed(surrogate: Surrogate, precision: str, events: int, rounds: int, output
     }
     all_of_it()  # warms caches, and leaves showers to measure
     size_on_disk = sum(path.stat().st_size for path in (output / "run").glob("shard-*.h5")) / events
+    once.clear()
     clock: dict[str, list[float]] = {name: [] for name in parts}
     processor: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(rounds):
         for name, part in parts.items():
-            wall, cpu = time.perf_counter(), time.process_time()
+            start = now()
             part()
-            clock[name].append((time.perf_counter() - wall) / events)
-            processor[name].append((time.process_time() - cpu) / events)
+            spent = now() - start - (once[-1] if name == "to_disk" else 0)
+            clock[name].append(float(spent[0]) / events)
+            processor[name].append(float(spent[1]) / events)
     ratios = [inference / disk for inference, disk in zip(clock["inference"], clock["to_disk"], strict=True)]
     cpu = {name: statistics.median(values) for name, values in processor.items()}
     whole = cpu["to_disk"]
@@ -120,7 +133,13 @@ def speed(surrogate: Surrogate, precision: str, events: int, rounds: int, output
         "share_of_writing": cpu["writing"] / whole,
         "share_of_latents_and_bookkeeping": 1 - (cpu["inference"] + cpu["writing"]) / whole,
         "bytes_per_shower": size_on_disk,
+        "once": dict(zip(("seconds", "processor_seconds"), np.median(once, axis=0).tolist(), strict=True)),
     }
+
+
+def now() -> NDArray[np.float64]:
+    """Seconds on the clock and of the processor."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def memory(surrogate: Surrogate, precision: str, events: int, rounds: int, output: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ CHUNK, EVENTS, ROUNDS = 64, 1984, 5
 
 def run_length(data: bytes, level: int) -> bytes:
     """As `minicarlo.generation.writer` does it."""
-    deflate = zlib_ng.compressobj(level, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, zlib_ng.DEF_MEM_LEVEL, zlib_ng.Z_RLE)
+    deflate = zlib_ng.compressobj(level, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, 9, zlib_ng.Z_RLE)
     return deflate.compress(data) + deflate.flush()
 
 
