@@ -10,7 +10,7 @@ import click
 from minicarlo.cli._common import NotedProgress, format_seconds, json_option, key_values, print_json, progress_bar, table
 
 if TYPE_CHECKING:
-    from minicarlo.precision.result import Status
+    from minicarlo.precision.result import Status, TuneResult
 
 
 @click.command()
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     "commas: the first decides, and the plans that no other beats in all of them are listed.",
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="Apply exactly this plan (a plan.yaml) instead of searching.")
+@click.option("--sensitivity", is_flag=True, help="Measure what each layer does alone in each format even if no search needs it.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of latents, energies and the bootstrap.")
 @json_option
 def command(
@@ -75,6 +76,7 @@ def command(
     evaluation_events: int,
     objective: str,
     plan: Path | None,
+    sensitivity: bool,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -114,6 +116,7 @@ def command(
             evaluation_events=evaluation_events,
             objective=objective,
             plan=plan,
+            sensitivity=sensitivity,
             seed=seed,
             progress=display.progress,
             status=display.status,
@@ -122,9 +125,7 @@ def command(
         print_json(result.to_dict())
         return
     found = result.criterion
-    click.echo(
-        table([(name, form, result.ran.get(name, "-")) for name, form in result.plan.items()], ("layer", "planned", "ran"))
-    )
+    click.echo(_layers(result))
     click.echo()
     if len(result.measures) > 1:
         rows = [
@@ -153,6 +154,27 @@ def command(
     for check in result.wrong_kernels:
         facts[f"wrong on this machine: {check['layer']}"] = f"{check['format']} ({check['kernel']})"
     click.echo(key_values(facts))
+
+
+def _layers(result: TuneResult) -> str:
+    """The table of layers; of what was not measured there are no columns."""
+    from minicarlo.precision.plan import FORMATS
+
+    def measured(key: str) -> list[str]:
+        return [form for form in FORMATS if any(form in row[key] for row in result.layers)]
+
+    def cell(values: dict[str, float], form: str) -> str:
+        return f"{values[form]:.2g}" if form in values else "-"
+
+    harms, times = measured("harm"), measured("seconds")
+    header = ["layer", "MACs", "planned", "ran", *(f"harm {form}" for form in harms), *(["moves"] if harms else [])]
+    rows = []
+    for row in result.layers:
+        worst = max(row["moves"], key=lambda form: row["harm"][form], default="")
+        cells = [row["name"], f"{row['mac_share']:.1%}", row["format"], row["ran"] or "-"]
+        cells += [*(cell(row["harm"], form) for form in harms), *([row["moves"].get(worst, "-")] if harms else [])]
+        rows.append((*cells, *(f"{1e6 * row['seconds'][form]:.0f}" for form in times)))
+    return table(rows, (*header, *(f"µs {form}" for form in times)))
 
 
 class _Display:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class History:
         self.path = path
         self.trials: list[Trial] = []
         self.sensitivities: dict[tuple[str, str], float] = {}
+        self.families: dict[tuple[str, str], dict[str, float]] = {}
+        self.times: dict[tuple[str, str], dict[str, float]] = {}
         self.wrong_kernels: list[dict[str, Any]] | None = None
         header = {"kind": "request", **request}
         lines = _complete_lines(path)
@@ -37,10 +40,18 @@ class History:
         self.trials.append(trial)
         self._append(trial.to_dict())
 
-    def add_sensitivity(self, layer: str, form: str, value: float, seconds: float) -> None:
-        """Keep what one layer alone in one format does; infinity is written as null."""
-        self.sensitivities[layer, form] = value
-        self._append({"kind": "sensitivity", "layer": layer, "format": form, "value": value, "seconds": seconds})
+    def add_sensitivity(
+        self, layer: str, form: str, value: float, seconds: float, families: Mapping[str, float] | None = None
+    ) -> None:
+        """Keep what one layer alone in one format does, in all and to each family; infinity is written as null."""
+        self.sensitivities[layer, form], self.families[layer, form] = value, dict(families or {})
+        entry = {"layer": layer, "format": form, "value": value, "families": self.families[layer, form], "seconds": seconds}
+        self._append({"kind": "sensitivity", **entry})
+
+    def add_times(self, objective: str, form: str, seconds: Mapping[str, float]) -> None:
+        """Keep the seconds of each layer in a format, as measured for an objective."""
+        self.times[objective, form] = dict(seconds)
+        self._append({"kind": "times", "objective": objective, "format": form, "seconds": self.times[objective, form]})
 
     def add_audit(self, wrong_kernels: list[dict[str, Any]]) -> None:
         """Keep which kernels the audit found wrong, a dictionary each."""
@@ -64,14 +75,16 @@ class History:
                 names = {field.name for field in dataclasses.fields(Trial)}
                 self.trials.append(Trial(**{name: value for name, value in entry.items() if name in names}))
             elif entry.get("kind") == "sensitivity":
-                self.sensitivities[entry["layer"], entry["format"]] = (
-                    math.inf if entry["value"] is None else float(entry["value"])
-                )
+                key = entry["layer"], entry["format"]
+                self.sensitivities[key] = math.inf if entry["value"] is None else float(entry["value"])
+                self.families[key] = _numbers(entry.get("families", {}))
+            elif entry.get("kind") == "times":
+                self.times[entry["objective"], entry["format"]] = _numbers(entry["seconds"])
             elif entry.get("kind") == "audit":
                 self.wrong_kernels = [{**check} for check in entry["wrong"]]
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return False
-        return entry.get("kind") in ("trial", "sensitivity", "audit")
+        return entry.get("kind") in ("trial", "sensitivity", "times", "audit")
 
     def _rewrite(self, lines: list[str]) -> None:
         try:
@@ -98,6 +111,10 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    return {name: math.inf if value is None else float(value) for name, value in entry.items()}
 
 
 def _line(entry: dict[str, Any]) -> str:

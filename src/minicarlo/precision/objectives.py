@@ -9,6 +9,7 @@ from typing import Any
 from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.errors import TuningError
 from minicarlo.precision.evaluation import Evaluation
+from minicarlo.precision.history import History
 from minicarlo.precision.plan import RELATIVE_COST, Plan, estimated_speedup
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.strategies import Trial
@@ -40,8 +41,11 @@ def parse_objectives(names: str | Sequence[str]) -> tuple[str, ...]:
 class Objectives:
     """Measures plans by one or several objectives, each as a ratio to fp32: 2 is twice as fast or half as large."""
 
-    def __init__(self, names: Sequence[str], quantizer: Quantizer, evaluation: Evaluation, seconds: float) -> None:
+    def __init__(
+        self, names: Sequence[str], quantizer: Quantizer, evaluation: Evaluation, seconds: float, history: History
+    ) -> None:
         self.names, self._quantizer, self._evaluation, self._seconds = tuple(names), quantizer, evaluation, seconds
+        self._history = history
         self._costs: dict[tuple[str, str], dict[str, float]] = {}
 
     @property
@@ -62,6 +66,18 @@ class Objectives:
         """Cost of a layer in a format, each objective's as a share of what it is for all of fp32, added up."""
         return sum(self._cost(name, form).get(layer, 0.0) / max(self._total(name), 1e-30) for name in self.names)
 
+    @property
+    def clock(self) -> str:
+        """The objective that times of layers are measured for: latency where only it is asked for, else throughput."""
+        return next((name for name in self.names if name in TIMED), "throughput")
+
+    def layer_seconds(self, name: str, form: str) -> dict[str, float]:
+        """Seconds of each layer in a format, as they count for a timed objective; measured once."""
+        if (name, form) not in self._history.times:
+            plan = Plan.uniform(self._quantizer.layers, form)
+            self._history.add_times(name, form, self._evaluation.layer_seconds(plan, single=name == "latency"))
+        return self._history.times[name, form]
+
     def _measured(self, name: str, plan: Plan, network: OpenVinoNetwork) -> Speedup:
         if name == "throughput":
             return self._evaluation.speedup(network, self._seconds)
@@ -74,8 +90,7 @@ class Objectives:
     def _cost(self, name: str, form: str) -> dict[str, float]:
         if (name, form) not in self._costs:
             if name in TIMED:
-                plan = Plan.uniform(self._quantizer.layers, form)
-                self._costs[name, form] = self._evaluation.layer_seconds(plan, single=name == "latency")
+                self._costs[name, form] = self.layer_seconds(name, form)
             else:
                 self._costs[name, form] = self._bytes(form) if name == "size" else self._operations(form)
         return self._costs[name, form]

@@ -30,6 +30,7 @@ class TuneResult:
     `floor` (two independent fp32 samples). `wrong_kernels` were not offered to the search. `speedup` is relative to fp32,
     measured (or estimated from multiply-accumulates where nothing is timed); `measures` are the ratios to fp32 by objective.
     `candidates` are all trials that passed, with their measures; `front` marks those that no other beats in all objectives.
+    `layers` is the table of `minicarlo.precision.table`: what each layer alone does to the criterion and costs.
     """
 
     accepted: bool
@@ -49,6 +50,7 @@ class TuneResult:
     interrupted: bool = False
     monte_carlo: dict[str, Any] | None = None
     wrong_kernels: tuple[dict[str, Any], ...] = ()
+    layers: tuple[dict[str, Any], ...] = ()
     history: tuple[Trial, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from minicarlo.precision.result import Status, TuneResult, account
 from minicarlo.precision.sensitivity import LayerSensitivity
 from minicarlo.precision.strategies import Trial
 from minicarlo.precision.subject import Subject
+from minicarlo.precision.table import layer_table
 
 Progress = Callable[[int, int], None]
 Confirm = Callable[[OpenVinoNetwork], dict[str, Any]]
@@ -57,6 +59,7 @@ class Study:
         self._probes = 0
         self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history.sensitivities, self._record)
         self._probe_seconds = 0.0
+        self._probe_families: dict[str, float] = {}
         self.cost = objectives.cost
         self.trials: list[Trial] = []
 
@@ -67,6 +70,20 @@ class Study:
             checks = check_kernels(self._subject, self._quantizer, [form for form in formats if form in AUDITED])
             self._history.add_audit([plain(check.__dict__) for check in checks if check.wrong])
         return self._history.wrong_kernels or []
+
+    def offered(self, formats: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        """The formats that each layer may have: of `formats` those whose kernels are right."""
+        wrong = {(check["layer"], check["format"]) for check in self.wrong_kernels(formats)}
+        return {layer.name: tuple(f for f in formats if (layer.name, f) not in wrong) for layer in self._quantizer.layers}
+
+    def probe_all(self, offered: Mapping[str, tuple[str, ...]]) -> None:
+        """Measure what each layer does alone in each format, and its time; what is known is not measured again."""
+        for layer, formats in offered.items():
+            for form in formats:
+                if form != "fp32":
+                    self.sensitivity(layer, form)
+        for form in dict.fromkeys(form for formats in offered.values() for form in formats):
+            self._objectives.layer_seconds(self._objectives.clock, form)
 
     def evaluate(self, plan: Plan) -> Trial:
         """Run a plan and judge it; what an earlier run of the same request found is not run again."""
@@ -144,14 +161,15 @@ class Study:
             followed = all(ran.get(name) == form for name, form in plan.items())
         except RuntimeError:
             followed = False
-        value = self._evaluation.probe(network).value if followed else math.inf
+        found = self._evaluation.probe(network) if followed else Comparison(math.inf, math.inf, math.inf, {})
         self._probes += 1
+        self._probe_families = found.families
         self._probe_seconds = time.monotonic() - start
         self._tick()
-        return value
+        return found.value
 
     def _record(self, layer: str, form: str, value: float) -> None:
-        self._history.add_sensitivity(layer, form, value, self._probe_seconds)
+        self._history.add_sensitivity(layer, form, value, self._probe_seconds, self._probe_families)
 
     def _tick(self) -> None:
         if self._progress is not None:
@@ -175,13 +193,19 @@ class Study:
             self._confirmations[trial.trial] = self._confirm(self._evaluation.compile(Plan.of(trial.plan)))
         return self._confirmations.get(trial.trial, {})
 
-    def replay(self, plan: Plan, output: Path) -> TuneResult:
-        """Apply, judge and write one plan, whether it passes or not. Raises TuningError when the runtime does not follow it."""
-        self.wrong_kernels(tuple(dict.fromkeys(plan.values())))
+    def replay(self, plan: Plan, output: Path, *, probed: tuple[str, ...] = ()) -> TuneResult:
+        """Apply, judge and write one plan, whether it passes or not. Raises TuningError when the runtime does not follow it.
+
+        Each layer is probed in the formats `probed`.
+        """
+        offered = self.offered(tuple(dict.fromkeys((*probed, *plan.values()))))
         trial = self.evaluate(plan)
         if not trial.followed:
             self._history.remove()
             raise TuningError(f"The plan cannot be applied on this machine: {trial.reason}.")
+        if probed:
+            with suppress(OutOfBudget):
+                self.probe_all(offered)
         confirmed = bool(self._confirmation(trial).get("accepted", True)) if trial.accepted else False
         reason = trial.reason if confirmed or not trial.accepted else "worse than fp32 against the Monte Carlo events"
         return self._result(output, trial, accepted=confirmed, reason=f"{trial.description}: {reason}")
@@ -235,6 +259,7 @@ class Study:
             interrupted=self.interrupted,
             monte_carlo=self._confirmation(best) or None if best is not None else next(iter(self._confirmations.values()), None),
             wrong_kernels=tuple(self._history.wrong_kernels or ()),
+            layers=layer_table(self._quantizer.layers, plan, ran, self._history),
             history=tuple(self.trials),
         )
         self._write(output, plan, result)
@@ -246,7 +271,6 @@ class Study:
         facts = {
             "inference_precision": planned.inference_precision,
             "machine": machine(),
-            "layers": [layer.__dict__ for layer in self._quantizer.layers],
         }
         kept = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
         speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._objectives.timed else None

@@ -52,6 +52,7 @@ def tune(
     objective: str | Sequence[str] = "throughput",
     timing_seconds: float = 1.0,
     plan: Path | str | None = None,
+    sensitivity: bool = False,
     progress: Progress | None = None,
     status: Callable[[Status], None] | None = None,
 ) -> TuneResult:
@@ -75,6 +76,9 @@ def tune(
 
     With `plan`, the path of a plan file, nothing is searched: exactly this plan is applied, judged and written, whether it
     passes (`accepted`) or not.
+
+    With `sensitivity`, what each layer does alone in each format is measured in the end, and its time, also where the search had
+    no need of it.
 
     Arguments:
         model: a surrogate (directory, shipped name, or loaded), the path of an ONNX, .pt2 or .keras file or of a SavedModel, or
@@ -140,16 +144,15 @@ def tune(
         history := History(path, request),
         tolerance=tolerance,
         budget=Budget(max_trials, time_limit),
-        objectives=Objectives(objectives, quantizer, evaluation, timing_seconds),
+        objectives=Objectives(objectives, quantizer, evaluation, timing_seconds, history),
         confirm=confirm,
         progress=progress,
         status=status,
     )
     try:
         if given is not None:
-            return study.replay(given.plan(quantizer.layers), output)
-        wrong = {(check["layer"], check["format"]) for check in study.wrong_kernels(allowed)}
-        offered = {layer.name: tuple(f for f in allowed if (layer.name, f) not in wrong) for layer in quantizer.layers}
+            return study.replay(given.plan(quantizer.layers), output, probed=allowed if sensitivity else ())
+        offered = study.offered(allowed)
         search = chosen_strategy(
             Problem(quantizer.layers, offered, tolerance, study.sensitivity, study.cost, max_trials=max_trials, seed=seed)
         )
@@ -162,6 +165,8 @@ def tune(
             search.tell(trial := study.evaluate(asked))
             if exit_policy == "first" and study.succeeded(trial):
                 break
+        if sensitivity:
+            study.probe_all(offered)
     except (KeyboardInterrupt, OutOfBudget) as stop:
         study.interrupted = isinstance(stop, KeyboardInterrupt)
     return study.finish(output)

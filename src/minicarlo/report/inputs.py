@@ -35,10 +35,30 @@ class Trial:
 
 @dataclass(frozen=True)
 class History:
-    """The trials of a tuning, and what each (layer, format) alone costs; None is beyond all bounds."""
+    """The trials of a tuning, and of each (layer, format) what it alone costs, what it moves most, and its seconds.
+
+    A cost of None is beyond all bounds.
+    """
 
     trials: tuple[Trial, ...] = ()
     sensitivities: Mapping[tuple[str, str], float | None] = field(default_factory=dict)
+    moves: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TunedLayer:
+    """A layer of a tuned network: its format, its share of the multiply-accumulates, and by format what the history knows.
+
+    `harm` is what it alone costs (None: beyond all bounds), `moves` what that changes most, `seconds` its time.
+    """
+
+    name: str
+    form: str
+    mac_share: float | None
+    harm: Mapping[str, float | None]
+    moves: Mapping[str, str]
+    seconds: Mapping[str, float]
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
@@ -114,10 +134,37 @@ def history_of(surrogate: Surrogate) -> History:
     return read_history((surrogate.path / TUNED_HISTORY).read_text(encoding="utf-8", errors="replace").splitlines())
 
 
+def tuned_layers(tuned: Mapping[str, Any], history: History) -> tuple[TunedLayer, ...]:
+    """The layers of a plan in graph order."""
+    entries = tuned.get("layers")
+    known = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list | tuple) else []
+    macs = {str(entry.get("name")): _finite(entry.get("macs")) or 0.0 for entry in known}
+    total = sum(macs.values())
+    names = {layer: str(form) for layer, form in tuned["plan"].items()}
+
+    def of(layer: str, values: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
+        return {form: value for (name, form), value in values.items() if name == layer}
+
+    return tuple(
+        TunedLayer(
+            layer,
+            form,
+            macs[layer] / total if total > 0 and layer in macs else None,
+            of(layer, history.sensitivities),
+            of(layer, history.moves),
+            of(layer, history.seconds),
+        )
+        for layer, form in names.items()
+    )
+
+
 def read_history(lines: Iterable[str]) -> History:
     """The history in these lines; a line that is none (cut short by a kill) is left out."""
     trials: list[Trial] = []
     sensitivities: dict[tuple[str, str], float | None] = {}
+    moves: dict[tuple[str, str], str] = {}
+    seconds: dict[tuple[str, str], float] = {}
+    clock = None
     for line in lines:
         try:
             entry = json.loads(line)
@@ -126,10 +173,18 @@ def read_history(lines: Iterable[str]) -> History:
         if not isinstance(entry, Mapping):
             continue
         if entry.get("kind") == "sensitivity":
-            sensitivities[str(entry.get("layer")), str(entry.get("format"))] = _finite(entry.get("value"))
+            key = str(entry.get("layer")), str(entry.get("format"))
+            sensitivities[key] = _finite(entry.get("value"))
+            if families := _numbers(entry.get("families")):
+                moves[key] = max(families, key=families.__getitem__)
+        elif entry.get("kind") == "times":
+            clock = clock or entry.get("objective")
+            if entry.get("objective") == clock:
+                form = str(entry.get("format"))
+                seconds |= {(layer, form): value for layer, value in _numbers(entry.get("seconds")).items()}
         elif "accepted" in entry:
             trials.append(_trial(entry, len(trials) + 1))
-    return History(tuple(trials), sensitivities)
+    return History(tuple(trials), sensitivities, moves, seconds)
 
 
 def _trial(entry: Mapping[str, Any], count: int) -> Trial:
@@ -144,6 +199,11 @@ def _trial(entry: Mapping[str, Any], count: int) -> Trial:
         **{name: _finite(numbers.get(name)) for name in ("value", "low", "high")},
         ran={str(layer): str(form) for layer, form in ran.items()} if isinstance(ran, Mapping) else {},
     )
+
+
+def _numbers(values: object) -> dict[str, float]:
+    pairs = values.items() if isinstance(values, Mapping) else ()
+    return {str(name): number for name, value in pairs if (number := _finite(value)) is not None}
 
 
 def _finite(value: object) -> float | None:

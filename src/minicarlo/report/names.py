@@ -62,8 +62,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Which observable stands under which heading; all others stand under the last one."""
 
-FORMAT_COLORS = {"int8": "#009E73", "bf16": "#56B4E9", "fp16": "#CC79A7", "fp32": "#C3C7CD"}
+FORMAT_COLORS = {"int8": "#009E73", "bf16": "#56B4E9", "fp16": "#CC79A7", "fp32": "#C3C7CD", "w8": "#0072B2", "w4": "#D55E00"}
 OTHER_FORMAT = "#E69F00"
+
+FAMILIES = {
+    "z": "longitudinal profile",
+    "x": "profile in x",
+    "y": "profile in y",
+    "rings": "lateral profile",
+    "moments": "profile moments",
+    "width": "lateral width",
+    "spectrum": "cell spectrum",
+}
+"""Families of observables of a tuning's criterion; the others are called what they are."""
 
 _CLASSIFIERS = {
     "high": "network, features",

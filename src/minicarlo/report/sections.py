@@ -7,10 +7,10 @@ from typing import Any
 
 from minicarlo.events import PHI, THETA
 from minicarlo.fidelity.scorecard import Scorecard
-from minicarlo.report import classifiers, energy, images, speed, tuning
+from minicarlo.report import classifiers, energy, images, sensitivity, speed, tuning
 from minicarlo.report.contents import Group, Note, Plot, Section
 from minicarlo.report.figure import number
-from minicarlo.report.inputs import History
+from minicarlo.report.inputs import History, tuned_layers
 from minicarlo.report.names import classifier_title
 from minicarlo.report.observables import notes, observable_sections
 from minicarlo.report.scores import Cell, Grid, observable_scores, plus_minus, verdict_cell, whole_shower_scores
@@ -34,6 +34,10 @@ _CLASSIFIERS = (
 _TUNING = (
     "Which number format each layer computes in. Plans were compared with FP32 on the same latents and incident energies; "
     "“ran as” is what the runtime reports about the compiled model."
+)
+_SENSITIVITY = (
+    "Every layer alone in a lower format, all others in FP32. Beside the bars: the family of observables that moves most. "
+    "The dashed line is the tolerance for the whole network, the badge the format that was chosen."
 )
 _IMAGES = (
     "Mean of all showers, projected along the third axis. One logarithmic scale of colours per row; ratios from half to double."
@@ -158,10 +162,12 @@ def _tuning(tuned: Mapping[str, Any], history: History) -> Section:
     if history.trials:
         caption = "A point per plan, with its confidence interval; lower and further right is better."
         plots.append(Plot("Tuning history", tuning.trials_picture(history.trials, tolerance, name), caption))
-    if history.sensitivities:
-        caption = "Loss with this one layer in a lower format; the dashed line is the tolerance for all."
-        plots.append(Plot("One layer at a time", tuning.sensitivity_picture(history.sensitivities, tolerance, name), caption))
     groups = [Group("", tuple(plots), "")] if plots else []
+    layers = tuned_layers(tuned, history)
+    if any(layer.harm for layer in layers):
+        picture = sensitivity.picture(layers, tolerance, name)
+        plot = Plot("Which layers hold the physics", picture, _SENSITIVITY)
+        groups.append(Group("", (plot,), "one"))
     if any(trial.ran for trial in history.trials):
         caption = "What the runtime ran each layer in. ✓: accepted."
         groups.append(Group("", (Plot("Formats by layer and trial", tuning.plans_picture(history.trials), caption),), "one"))

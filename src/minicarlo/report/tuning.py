@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -94,30 +94,3 @@ def plans_picture(trials: Sequence[Trial]) -> Picture:
         figure.legend(handles=patches, loc="outside upper right", ncols=len(patches) or 1)
         rows = tuple((trial.trial, *(trial.ran.get(layer, "–") for layer in layers)) for trial in trials)
         return Picture(figure, f"Formats of {len(layers)} layers in {len(trials)} trials", Table(("trial", *layers), rows))
-
-
-def sensitivity_picture(
-    sensitivities: Mapping[tuple[str, str], float | None], tolerance: float | None, criterion: str
-) -> Picture:
-    """What every layer alone in a lower format ((layer, format) to value of the criterion) costs; None is beyond all bounds."""
-    layers = list(dict.fromkeys(layer for layer, _ in sensitivities))
-    formats = list(dict.fromkeys(form for _, form in sensitivities))
-    with drawing(WIDE[0], 0.19 * len(layers) + 1.0) as figure:
-        axes = panel(figure, left=1.5)
-        finite = [value for value in sensitivities.values() if value]
-        for form, marker in zip(formats, "os^D", strict=False):
-            points = [(value, row) for row, layer in enumerate(layers) if (value := sensitivities.get((layer, form)))]
-            if points:
-                axes.plot(*zip(*points, strict=True), marker, color=FORMAT_COLORS.get(form, OTHER_FORMAT), label=plain(form))
-        if tolerance is not None:
-            axes.axvline(tolerance, color=REFERENCE_LINE, linestyle="--", linewidth=1, label="tolerance")
-        if finite:
-            axes.set_xscale("log")
-            axes.set_xlim(min(finite) / 2, 2 * max([*finite, tolerance or 0.0]))
-        axes.set_yticks(range(len(layers)), [plain(layer, 22) for layer in layers], fontsize=8)
-        axes.set_ylim(len(layers) - 0.4, -0.6)
-        axes.tick_params(axis="y", which="minor", length=0)
-        axes.set_xlabel(plain(criterion, 40))
-        axes.legend(loc="lower right")
-        rows = tuple((layer, form, number(value)) for (layer, form), value in sensitivities.items())
-        return Picture(figure, "Cost of one layer alone in lower precision", Table(("layer", "format", criterion), rows))
