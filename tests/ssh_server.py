@@ -36,7 +36,11 @@ async def serve(home: Path) -> None:
     folder = home / ".ssh"
     folder.mkdir()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{server.get_port()} {key.export_public_key().decode()}")
-    (folder / "config").write_text(f"Host 127.0.0.1\n  Port {server.get_port()}\n  UserKnownHostsFile {folder}/known_hosts\n")
+    config = folder / "config"  # whoever sees it finds it complete
+    config.with_suffix(".new").write_text(
+        f"Host 127.0.0.1\n  Port {server.get_port()}\n  UserKnownHostsFile {folder}/known_hosts\n"
+    )
+    config.with_suffix(".new").rename(config)
     await asyncio.Event().wait()
 
 

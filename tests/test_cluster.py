@@ -11,50 +11,18 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from dask_cluster import EVENTS, SHARD, command, free_port, own_folders, shards, start, wait_until, worker
+from dask_cluster import EVENTS, SHARD, command, free_port, shards, start, wait_until, worker
 from minicarlo.errors import ClusterError
 from minicarlo.files import sha256
 from minicarlo.generation import generate
-from minicarlo.surrogate import Surrogate
-from small_surrogate import make_small_surrogate
 
 pytest.importorskip("distributed")
+pytestmark = pytest.mark.usefixtures("dask_folders")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with own_folders(tmp_path_factory):
-        yield
-
-
-@pytest.fixture(scope="module")
-def surrogate(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
-    return make_small_surrogate(tmp_path_factory.mktemp("surrogates") / "small", width=4)
-
-
-@pytest.fixture(scope="module")
-def whole(surrogate: Surrogate, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What one machine makes."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    generate(surrogate, EVENTS, seed=7, output=folder, shard_size=SHARD)
-    return shards(folder)
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A Dask scheduler in a process of its own, without workers."""
-    port = free_port()
-    process = start(
-        sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
-    )
-    yield f"tcp://127.0.0.1:{port}"
-    process.kill()
-    process.wait()
-
-
-def test_local_workers_are_killed_again_and_again_and_the_files_are_the_same(surrogate, whole, tmp_path):
+def test_local_workers_are_killed_again_and_again_and_the_files_are_the_same(narrow, whole, tmp_path):
     """Dask's nannies start new workers; every kill -9 hits a process that computes a shard."""
-    process = start(*command(surrogate, tmp_path / "run", "local:2"))
+    process = start(*command(narrow, tmp_path / "run", "local:2"))
     killed = 0
     while killed < 3:
         wait_until(lambda killed=killed: len(shards(tmp_path / "run")) > 2 * killed or process.poll() is not None)
@@ -70,21 +38,21 @@ def test_local_workers_are_killed_again_and_again_and_the_files_are_the_same(sur
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith("shard-")) == ["run.json"]
 
 
-def test_a_killed_run_on_a_cluster_is_completed_and_its_workers_end(surrogate, whole, tmp_path):
-    process = start(*command(surrogate, tmp_path / "run", "local:1"))
+def test_a_killed_run_on_a_cluster_is_completed_and_its_workers_end(narrow, whole, tmp_path):
+    process = start(*command(narrow, tmp_path / "run", "local:1"))
     record = tmp_path / "run" / "run.json"
     wait_until(lambda: record.exists() and "sha256" in record.read_text())
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    result = generate(surrogate, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD)  # another way to the same files
+    result = generate(narrow, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD)  # another way to the same files
     assert result.resumed >= SHARD and shards(tmp_path / "run") == whole
     assert not list((tmp_path / "run").glob(".cluster-*"))
     wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children))
 
 
-def test_workers_that_are_killed_are_replaced_by_others_that_come_later(surrogate, whole, address, tmp_path):
-    process = start(*command(surrogate, tmp_path / "run", address))
+def test_workers_that_are_killed_are_replaced_by_others_that_come_later(narrow, whole, address, tmp_path):
+    process = start(*command(narrow, tmp_path / "run", address))
     for number in range(3):
         with worker(address) as alive:
             wait_until(lambda number=number: len(shards(tmp_path / "run")) > 2 * number)
@@ -94,17 +62,17 @@ def test_workers_that_are_killed_are_replaced_by_others_that_come_later(surrogat
     assert shards(tmp_path / "run") == whole
 
 
-def test_workers_that_do_not_see_the_folder_send_their_shards(surrogate, whole, address, tmp_path):
+def test_workers_that_do_not_see_the_folder_send_their_shards(narrow, whole, address, tmp_path):
     """The worker has an empty file system of its own where the folder is for others."""
     hide = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path} && exec "$@"', "sh")
     if subprocess.run([*hide, "true"], capture_output=True, check=False).returncode:
         pytest.skip("hiding a folder from a process needs privileges")
     with worker(address, hide):
-        result = generate(surrogate, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD, cluster=address)
+        result = generate(narrow, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD, cluster=address)
     assert shards(tmp_path / "run") == whole and result.streams == 1
     with worker(address, hide):
-        generate(surrogate, EVENTS, seed=7, output=tmp_path / "one.h5", shard_size=SHARD, cluster=address)
-    generate(surrogate, EVENTS, seed=7, output=tmp_path / "same.h5")
+        generate(narrow, EVENTS, seed=7, output=tmp_path / "one.h5", shard_size=SHARD, cluster=address)
+    generate(narrow, EVENTS, seed=7, output=tmp_path / "same.h5")
     assert sha256(tmp_path / "one.h5") == sha256(tmp_path / "same.h5")
 
 
@@ -135,7 +103,7 @@ def hosts() -> Iterator[list[str]]:
             subprocess.run(["ip", "link", "del", name], capture_output=True, check=False)
 
 
-def test_separate_hosts_make_the_same_files_when_one_is_cut_off(surrogate, whole, hosts, tmp_path):
+def test_separate_hosts_make_the_same_files_when_one_is_cut_off(narrow, whole, hosts, tmp_path):
     """Neither host sees the folder; the cable of the one that works first is pulled, and the other takes over."""
     ours, first, second = hosts
     port = free_port()
@@ -144,7 +112,7 @@ def test_separate_hosts_make_the_same_files_when_one_is_cut_off(surrogate, whole
     scheduler = start(
         sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "0.0.0.0", "--port", str(port), "--no-dashboard"
     )
-    process = start(*command(surrogate, tmp_path / "run", address))
+    process = start(*command(narrow, tmp_path / "run", address))
     try:
         with worker(address, ("ip", "netns", "exec", first, *hide)) as cut_off:
             wait_until(lambda: len(shards(tmp_path / "run")) > 2)
@@ -160,10 +128,10 @@ def test_separate_hosts_make_the_same_files_when_one_is_cut_off(surrogate, whole
     assert shards(tmp_path / "run") == whole
 
 
-def test_a_scheduler_that_is_lost_ends_the_run_and_keeps_what_is_there(surrogate, whole, tmp_path):
+def test_a_scheduler_that_is_lost_ends_the_run_and_keeps_what_is_there(narrow, whole, tmp_path):
     port = free_port()
     scheduler = start(sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port))
-    process = subprocess.Popen(command(surrogate, tmp_path / "run", f"tcp://127.0.0.1:{port}"), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(narrow, tmp_path / "run", f"tcp://127.0.0.1:{port}"), stderr=subprocess.PIPE, text=True)
     with worker(f"tcp://127.0.0.1:{port}"):
         wait_until(lambda: len(shards(tmp_path / "run")) > 2)
         scheduler.kill()
@@ -171,19 +139,19 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_keeps_what_is_there(surrogate
         _, said = process.communicate(timeout=100)
     assert process.returncode == 2 and "repeat the command" in " ".join(said.split()) and "Traceback" not in said, said
     assert shards(tmp_path / "run").items() <= whole.items()
-    assert generate(surrogate, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD).resumed >= 2 * SHARD
+    assert generate(narrow, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD).resumed >= 2 * SHARD
     assert shards(tmp_path / "run") == whole
 
 
-def test_a_worker_that_computes_other_bits_is_refused(surrogate, address, tmp_path):
+def test_a_worker_that_computes_other_bits_is_refused(narrow, address, tmp_path):
     """An older instruction set rounds differently, as an older processor would."""
     with worker(address, ONEDNN_MAX_CPU_ISA="AVX2"), pytest.raises(ClusterError, match="other bits"):
-        generate(surrogate, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD, cluster=address)
+        generate(narrow, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD, cluster=address)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_worker_refuses_is_an_error_here(surrogate, address, tmp_path):
+def test_what_a_worker_refuses_is_an_error_here(narrow, address, tmp_path):
     with worker(address), pytest.raises(ClusterError, match="install the same versions"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("minicarlo.generation.bulk.__version__", "another")
-        generate(surrogate, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD, cluster=address)
+        generate(narrow, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD, cluster=address)
     assert list(tmp_path.iterdir()) == []

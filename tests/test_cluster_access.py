@@ -6,45 +6,24 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from dask_cluster import EVENTS, SHARD, command, finish, own_folders, shards, start, wait_until
+from dask_cluster import command, finish, shards, start, wait_until
 from minicarlo.cluster import Where
 from minicarlo.errors import ClusterError, InvalidConfig
 from minicarlo.generation import generate
-from minicarlo.surrogate import Surrogate
-from small_surrogate import make_small_surrogate
 
 pytest.importorskip("distributed")
+pytestmark = pytest.mark.usefixtures("dask_folders")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with own_folders(tmp_path_factory):
-        yield
-
-
-@pytest.fixture(scope="module")
-def surrogate(tmp_path_factory: pytest.TempPathFactory) -> Surrogate:
-    return make_small_surrogate(tmp_path_factory.mktemp("surrogates") / "small", width=4)
-
-
-@pytest.fixture(scope="module")
-def whole(surrogate: Surrogate, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What one machine makes."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    generate(surrogate, EVENTS, seed=7, output=folder, shard_size=SHARD)
-    return shards(folder)
-
-
-def test_a_local_cluster_listens_to_this_machine_alone_and_to_nobody_without_its_certificate(surrogate, tmp_path):
+def test_a_local_cluster_listens_to_this_machine_alone_and_to_nobody_without_its_certificate(narrow, tmp_path):
     from distributed import Client
 
-    process = start(*command(surrogate, tmp_path / "run", "local:1"))
+    process = start(*command(narrow, tmp_path / "run", "local:1"))
     try:
         wait_until(lambda: len(shards(tmp_path / "run")) >= 1)
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -73,7 +52,7 @@ except ProcessLookupError:
 """
 
 
-def test_batch_jobs_of_slurm_are_submitted_and_cancelled(surrogate, whole, tmp_path, monkeypatch):
+def test_batch_jobs_of_slurm_are_submitted_and_cancelled(narrow, whole, tmp_path, monkeypatch):
     """Dask's own job scripts, run by a stand-in for Slurm's commands."""
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -84,17 +63,17 @@ def test_batch_jobs_of_slurm_are_submitted_and_cancelled(surrogate, whole, tmp_p
         "jobqueue: {slurm: {cores: 1, memory: 2GB, walltime: '00:10:00', scheduler-options: {host: 127.0.0.1}}}"
     )
     environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "DASK_CONFIG": str(tmp_path / "dask.yaml")}
-    result = finish(surrogate, tmp_path / "run", "slurm:2", env=environment, cwd=tmp_path)
+    result = finish(narrow, tmp_path / "run", "slurm:2", env=environment, cwd=tmp_path)
     assert shards(tmp_path / "run") == whole and 1 <= result["streams"] <= 2
 
 
-def test_workers_are_started_over_ssh_with_a_certificate_that_does_not_stay(surrogate, whole, tmp_path, monkeypatch):
+def test_workers_are_started_over_ssh_with_a_certificate_that_does_not_stay(narrow, whole, tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
     server = start(sys.executable, str(Path(__file__).with_name("ssh_server.py")), str(home))
     try:
         wait_until((home / ".ssh" / "config").exists)
-        finish(surrogate, tmp_path / "run", "ssh:127.0.0.1", env=os.environ | {"HOME": str(home)})
+        finish(narrow, tmp_path / "run", "ssh:127.0.0.1", env=os.environ | {"HOME": str(home)})
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -117,20 +96,20 @@ def test_places_are_read(text, place):
 
 
 @pytest.mark.parametrize("text", ["", "pbs", "local:0", "local:x", "ssh", "ssh:", "host:8786"])
-def test_an_unknown_place_is_refused_with_the_known_ones(surrogate, tmp_path, text):
+def test_an_unknown_place_is_refused_with_the_known_ones(narrow, tmp_path, text):
     with pytest.raises(InvalidConfig, match=r"local\[:WORKERS\], ssh:HOST"):
-        generate(surrogate, 10, output=tmp_path / "run", cluster=text)
+        generate(narrow, 10, output=tmp_path / "run", cluster=text)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_makes_no_sense_on_a_cluster_is_refused(surrogate, tmp_path):
+def test_what_makes_no_sense_on_a_cluster_is_refused(narrow, tmp_path):
     for options in ({}, {"output": tmp_path / "run", "streams": 2}, {"output": tmp_path / "run", "threads": 2}):
         with pytest.raises(InvalidConfig, match="On a cluster"):
-            generate(surrogate, 10, cluster="local", **options)
+            generate(narrow, 10, cluster="local", **options)
 
 
-def test_a_scheduler_that_is_not_there_is_named(surrogate, tmp_path, monkeypatch):
-    monkeypatch.setattr("minicarlo.cluster._SECONDS_TO_CONNECT", 1.0)
+def test_a_scheduler_that_is_not_there_is_named(narrow, tmp_path, monkeypatch):
+    monkeypatch.setattr("minicarlo.cluster.places._SECONDS_TO_CONNECT", 1.0)
     with pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:9 cannot be reached"):
-        generate(surrogate, 10, output=tmp_path / "run", cluster="tcp://127.0.0.1:9")
+        generate(narrow, 10, output=tmp_path / "run", cluster="tcp://127.0.0.1:9")
     assert list(tmp_path.iterdir()) == []

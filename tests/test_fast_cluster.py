@@ -13,13 +13,12 @@ import numpy as np
 import psutil
 import pytest
 
-from dask_cluster import free_port, own_folders, start, wait_until, worker
+from dask_cluster import start, wait_until, worker
 from minicarlo.errors import ClusterError
 from minicarlo.events import EventSet, read_events
 from minicarlo.hybrid import SurrogateShowers
 from minicarlo.simulators import simulate
 from minicarlo.simulators.data_sets import DATA_SETS
-from small_surrogate import make_small_surrogate
 
 SHARED = os.environ.get("MINICARLO_SHARED")
 EVENTS, SHARD = 60, 6
@@ -32,8 +31,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with own_folders(tmp_path_factory), pytest.MonkeyPatch.context() as patch:
+def data_sets(dask_folders: None) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
         for data in DATA_SETS:
             patch.delenv(data.variable, raising=False)
         patch.setenv("GEANT4_DATA_DIR", str(Path(SHARED or "", "geant4-data")))
@@ -81,17 +80,6 @@ def test_workers_are_killed_and_the_events_are_those_of_one_machine(listed, alon
     assert_same(read_events(folder), alone)
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    port = free_port()
-    process = start(
-        sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"
-    )
-    yield f"tcp://127.0.0.1:{port}"
-    process.kill()
-    process.wait()
-
-
 def test_a_run_of_one_machine_is_completed_by_two_threads_of_a_worker(listed, alone, address, tmp_path):
     """Each thread has a surrogate of its own; the account of the run covers what was there before."""
     request = {"conditions": listed, "output": tmp_path / "run", "seed": 3, "shard_size": SHARD}
@@ -104,9 +92,9 @@ def test_a_run_of_one_machine_is_completed_by_two_threads_of_a_worker(listed, al
     assert_same(read_events(tmp_path / "run"), alone)
 
 
-def test_a_worker_whose_surrogate_computes_other_bits_is_refused(listed, address, tmp_path):
+def test_a_worker_whose_surrogate_computes_other_bits_is_refused(listed, narrow, address, tmp_path):
     """An older instruction set rounds differently, as an older processor would."""
-    fast = SurrogateShowers(make_small_surrogate(tmp_path / "small", width=4), particles=("e-",))
+    fast = SurrogateShowers(narrow, particles=("e-",))
     request = {"conditions": listed, "output": tmp_path / "run", "parameterisation": fast}
     with worker(address, ONEDNN_MAX_CPU_ISA="AVX2"), pytest.raises(ClusterError, match=r"other bits .* fast path"):
         simulate(**request, seed=3, cluster=address)

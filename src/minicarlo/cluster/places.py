@@ -1,54 +1,28 @@
-"""Shards on many processes and machines, through Dask: workers may come, be killed and come again; no scheduler of ours.
-
-A shard is a task. A worker that sees the folder of the run writes its shards there; one that does not sends them back. What a
-shard holds does not depend on who makes it, so a task that is done twice, or by two workers at once, gives the same file.
-"""
+"""Where to work: a cluster that runs, or one that is started here, and a connection to it."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
 import secrets
-import socket
 import sys
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from minicarlo.errors import ClusterError, InvalidConfig, MissingExtra
-from minicarlo.files import atomic_path
-from minicarlo.shards import TOKEN, Run, Shard
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 FORMS = "local[:WORKERS], ssh:HOST,HOST, slurm[:WORKERS], htcondor[:WORKERS], tcp://HOST:PORT or tls://HOST:PORT"
 
-_AHEAD = 2  # tasks per thread of the cluster that are handed out
-_DEATHS = 10  # workers that one shard may outlive
 _SECONDS_TO_CONNECT = 60.0
-_SECONDS_TO_SEE = 30.0  # until a file that another machine wrote shows on a network file system
-_SECONDS_BETWEEN_LOOKS = 1.0
-
-
-class Order(Protocol):
-    """What a worker needs to make any shard of a run; it is sent to every worker once."""
-
-    def check(self) -> None:
-        """Raise ClusterError if this worker would make something else than the process that asks."""
-        ...
-
-    def make(self, shard: Shard) -> None:
-        """Write the shard to its path."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -111,144 +85,6 @@ def connect(where: str, cores: int | None = None) -> Iterator[Client]:
             if place.kind != "address":
                 with suppress(Exception):
                     cluster.close(timeout=20)
-
-
-def complete(
-    client: Client, run: Run, order: Order, missing: Sequence[Shard], accept: Callable[[Shard], None] = lambda shard: None
-) -> Iterator[Shard]:
-    """Have the workers make the `missing` shards of `run`; yield each when it is there, accepted and recorded.
-
-    Raises what `accept` raises, whatever MinicarloError a worker raises, ClusterError when workers keep dying of a shard or the
-    scheduler is lost.
-    """
-    from distributed import KilledWorker, wait
-    from distributed.client import FutureCancelledError
-    from distributed.comm.core import CommClosedError
-
-    name, token = f"minicarlo-{secrets.token_hex(8)}", run.folder / f"{TOKEN}{secrets.token_hex(8)}"
-    waiting, running, deaths = deque(missing), dict[Any, Shard](), dict.fromkeys(missing, 0)
-    token.touch()
-    try:
-        with _scheduler(client):
-            client.register_plugin(_plugin(order, name), name=name)
-        while waiting or running:
-            with _scheduler(client):
-                threads = sum(client.nthreads().values())
-                while waiting and len(running) < max(1, _AHEAD * threads):
-                    shard = waiting.popleft()
-                    running[_submit(client, name, token, shard)] = shard
-                with suppress(TimeoutError):
-                    wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS, return_when="FIRST_COMPLETED")
-            for future in [future for future in running if future.done()]:
-                shard = running.pop(future)
-                try:
-                    made = future.result()
-                except CommClosedError as error:
-                    raise _lost(error) from error
-                except (KilledWorker, FutureCancelledError) as error:
-                    if client.status != "running":
-                        raise _lost(error) from error
-                    deaths[shard] += 1
-                    if deaths[shard] == _DEATHS:
-                        raise ClusterError(
-                            f"{shard.path.name} was lost {_DEATHS} times with the workers that made it ({error}). They may "
-                            "run out of memory. Complete shards are kept: repeat the command to go on."
-                        ) from error
-                    waiting.append(shard)
-                    continue
-                _take(made, shard)
-                accept(shard)
-                run.add(shard)
-                yield shard
-    finally:
-        if client.status == "running":
-            with suppress(Exception):
-                client.cancel(list(running))
-                client.unregister_worker_plugin(name)
-        token.unlink(missing_ok=True)
-
-
-@contextmanager
-def _scheduler(client: Client) -> Iterator[None]:
-    """What goes wrong while the scheduler is spoken to."""
-    from distributed import CancelledError
-
-    try:
-        with client.as_current():
-            yield
-    except (CancelledError, OSError, RuntimeError, ValueError) as error:
-        raise _lost(error) from error
-    if client.status != "running":
-        raise _lost(ConnectionError(f"the connection is {client.status}"))
-
-
-def _lost(error: BaseException) -> ClusterError:
-    return ClusterError(
-        f"The Dask scheduler was lost ({(str(error) or type(error).__name__):.150}). Complete shards are kept: repeat the "
-        "command to go on."
-    )
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A shard that a worker made: its checksum, and its bytes where the worker does not see the folder."""
-
-    host: str
-    sha256: str
-    size: int
-    content: bytes | None
-
-
-def work(name: str, token: Path, file: str, start: int, stop: int) -> _Made:
-    """Make a shard: what a worker runs."""
-    from distributed import get_worker
-
-    order: Order = get_worker().plugins[name].order
-    order.check()
-    if token.exists():
-        order.make(Shard(token.parent / file, start, stop))
-        return _describe(token.parent / file, keep=False)
-    with tempfile.TemporaryDirectory() as folder:
-        order.make(Shard(Path(folder, file), start, stop))
-        return _describe(Path(folder, file), keep=True)
-
-
-def _describe(path: Path, *, keep: bool) -> _Made:
-    content = path.read_bytes()
-    return _Made(socket.gethostname(), hashlib.sha256(content).hexdigest(), len(content), content if keep else None)
-
-
-def _take(made: _Made, shard: Shard) -> None:
-    """Put a shard that was sent back to its place; wait for one that was written by its worker."""
-    if made.content is not None:
-        if hashlib.sha256(made.content).hexdigest() != made.sha256:
-            raise ClusterError(f"{shard.path.name} came back altered from {made.host}. Repeat the command to make it again.")
-        with atomic_path(shard.path) as temporary:
-            temporary.write_bytes(made.content)
-        return
-    end = time.monotonic() + _SECONDS_TO_SEE
-    while not (shard.path.exists() and shard.path.stat().st_size == made.size):
-        if time.monotonic() > end:
-            raise ClusterError(f"{shard.path} was written on {made.host} and does not show here. Choose another folder.")
-        os.listdir(shard.path.parent)  # has network file systems look again
-        time.sleep(0.1)
-
-
-def _submit(client: Client, name: str, token: Path, shard: Shard) -> Future:
-    key = f"{name}-{shard.path.stem}-{secrets.token_hex(4)}"
-    return client.submit(work, name, token, shard.path.name, shard.start, shard.stop, key=key, pure=False)
-
-
-def _plugin(order: Order, name: str) -> Any:  # noqa: ANN401
-    from distributed import WorkerPlugin
-
-    class OrderPlugin(WorkerPlugin):  # type: ignore[misc]
-        """Carries the order to workers that are there and to those that come later."""
-
-        def __init__(self) -> None:
-            self.order, self.name = order, name
-
-    return OrderPlugin()
 
 
 @contextmanager
