@@ -21,12 +21,14 @@ from minicarlo.errors import IncompatibleEventSets, InvalidConfig, InvalidEventS
 from minicarlo.events import read_events, write_events  # noqa: E402
 from minicarlo.generators.gan2d import Gan2D  # noqa: E402
 from minicarlo.generators.gan3d import Discriminator3D, Gan3D  # noqa: E402
-from minicarlo.generators.shower2d import LATENT_NOISE, Shower2D, from_root, to_root  # noqa: E402
+from minicarlo.generators.shower2d import LATENT_NOISE, Edge, Shower2D, from_root, to_root  # noqa: E402
 from minicarlo.simulators import simulate  # noqa: E402
 from minicarlo.surrogate import Surrogate, sample_path  # noqa: E402
 from minicarlo.training.config import read_config  # noqa: E402
+from minicarlo.training.critic import CriticScores  # noqa: E402
+from minicarlo.training.features import ShowerFeatures  # noqa: E402
 from minicarlo.training.loop import train  # noqa: E402
-from minicarlo.training.scores import ShowerFeatures, energy_score, ranked_probability_score  # noqa: E402
+from minicarlo.training.scores import energy_score, ranked_probability_score  # noqa: E402
 from minicarlo.training.showers import turned  # noqa: E402
 
 SHARED = os.environ.get("MINICARLO_SHARED")
@@ -44,6 +46,7 @@ steps = {steps}
 energy_steps = 4
 score_steps = 2
 batch = 4
+critic = true
 validation_events = 20
 validate_every = 1000
 checkpoint_every = 2
@@ -277,6 +280,48 @@ def test_scores_are_least_at_the_true_distribution() -> None:
         assert worse[1] > best[1] + 0.005
 
 
+class Pairs(torch.nn.Module):
+    """A critic of pairs of numbers; its last feature is the logit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.LeakyReLU(), torch.nn.Linear(32, 8))
+
+    def forward(self, pairs: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layers(pairs)
+        return result
+
+
+def test_a_critic_finds_a_correlation_that_no_feature_shows_and_the_score_of_its_features_mends_it() -> None:
+    torch.manual_seed(4)
+    correlation = torch.zeros((), requires_grad=True)  # of the generated pairs; the true one is 0.8
+    optimiser = torch.optim.Adam([correlation], lr=0.02)
+    scores = CriticScores(Pairs(), 3e-3, torch.device("cpu"), bf16=False)
+
+    def pairs(count: int, value: torch.Tensor) -> torch.Tensor:
+        first, second = torch.randn(2, count)
+        return torch.stack([first, value * first + torch.sqrt(1 - value.square() + 1e-6) * second], 1)
+
+    for _ in range(200):
+        losses = scores(torch.cat([pairs(512, correlation.clamp(-0.99, 0.99)), pairs(256, torch.tensor(0.8))]))
+        optimiser.zero_grad()
+        sum(losses.values(), torch.zeros(())).backward()
+        optimiser.step()
+    assert 0.7 < float(correlation.detach()) < 0.9
+
+
+def test_a_spectrums_edge_is_continuous_and_thins_out_what_lies_below_it() -> None:
+    edge = Edge()
+    edge.put(0.2, 3.0)
+    x = torch.linspace(0, 1, 100_001)
+    with torch.no_grad():
+        y = edge(x)
+    assert torch.all(y.diff() > 0)
+    assert float(y.diff().max()) < 5e-5
+    below, above = ((y > low) & (y < low + 0.1) for low in (0.05, 0.25))
+    assert abs(int(above.sum()) / int(below.sum()) - 4.0) < 0.01
+
+
 def test_cell_noise_is_uniform_and_independent_from_cell_to_cell() -> None:
     network = Shower2D()
     uniform = network.uniform_noise(torch.randn(4000, LATENT_NOISE, generator=torch.Generator().manual_seed(5)))
@@ -294,6 +339,20 @@ def test_layers_hold_exactly_the_energy_they_were_given() -> None:
     with torch.no_grad():
         cells = network.cells(torch.randn(5, 136), torch.randn(5, 16), layers, torch.full((5, 1), 2e4))
     torch.testing.assert_close(cells.sum((2, 3)), layers, rtol=1e-4, atol=1e-4)
+
+
+def test_small_cells_keep_their_energy_where_large_ones_can_take_up_the_layers() -> None:
+    network = Shower2D()
+    raw = torch.zeros(1, 25, 25, 25)
+    raw[0, :, 3, 3], raw[0, :, 12, 12] = 0.14, 10.0
+    network.raw_cells = lambda *_: raw  # type: ignore[method-assign,assignment]
+    for total in (6.0, 10.14, 15.0):
+        layers = torch.full((1, 25), total)
+        with torch.no_grad():
+            cells = network.cells(torch.empty(0), torch.empty(0), layers, torch.empty(0))
+        torch.testing.assert_close(cells.sum((2, 3)), layers)
+        assert abs(float(cells[0, 0, 3, 3]) / 0.14 - 1) < 0.1
+    assert float(cells[0, 0, 12, 12]) > 14.8
 
 
 def test_the_root_scale_inverts() -> None:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from minicarlo.generators.base import Generator
 
-__all__ = ["Shower2D", "from_root", "to_root"]
+__all__ = ["Edge", "Shower2D", "from_root", "to_root"]
 
 LATENT_SPARE = 15  # latents of the layer energies beyond one per layer
 LATENT_SHAPE = 136
 LATENT_NOISE = 16
 NOISE_CYCLES = 4.0  # spread of the noise projection in periods, per unit of latent: many periods make the residue uniform
-STEEPNESS, LEAST_HIT = 4.0, 0.05  # a cell that fires at all rises fast to 0.03 MeV: few particles leave less in silicon
+LARGE = 1.0  # cells over this energy, in the cells' unit, take up what a layer's cells lack of its energy
+LEAST_CORRECTION, LARGEST_CORRECTION = -0.7, 2.0  # of such cells' energy
 
 
 class Shower2D(Generator):
@@ -30,7 +31,11 @@ class Shower2D(Generator):
     3. each cell draws its fluctuation from a uniform number that is a fixed pseudo-random function of 16 latents (the
        distance to the nearest integer of a random projection: uniform and continuous), so that thousands of nearly
        independent cells need no latents of their own;
-    4. each layer is scaled to its energy of step 1, and cells under the readout threshold are set to zero.
+    4. each layer is given its energy of step 1, mostly by scaling its large cells, and cells under the readout threshold are
+       set to zero.
+
+    A charged particle that crosses a sensor leaves at least a certain energy, so that spectra of cells and of weakly hit
+    layers have an edge there: fewer cells below it, many just above. `Edge` makes one, where the Monte Carlo has it.
 
     Everything of weight is a matrix product or a convolution with ReLU between, at 64 channels, which is what the int8 and bf16
     units of processors and GPUs are made for; the rest stays in float32.
@@ -42,6 +47,7 @@ class Shower2D(Generator):
         noise_seed: seed of the fixed noise projection.
         sample_shape: cells of the detector along its axes.
         layer_units: layer energies are learned as sqrt(layer_units E_layer / E_incident), which should be of order one.
+        cell_mev: the unit of cell energies in MeV, in which most are of order 0.1 to 10.
 
     References:
         Factorised shower generation: CaloFlow, C. Krause and D. Shih, https://arxiv.org/abs/2106.05285
@@ -56,10 +62,11 @@ class Shower2D(Generator):
         noise_seed: int = 20260,
         sample_shape: tuple[int, int, int] = (25, 25, 25),
         layer_units: float = 1000.0,
+        cell_mev: float = 1.0,
     ) -> None:
         super().__init__(low_mev, high_mev, threshold_mev)
         self.bf16 = False  # training sets it: convolutions then compute in bf16, everything else in float32
-        self.sample_shape, self.layer_units = sample_shape, layer_units
+        self.sample_shape, self.layer_units, self.cell_mev = sample_shape, layer_units, cell_mev
         self.energies = LayerEnergies(sample_shape[0])
         self.shape = LayerShapes(sample_shape, channels)
         self.latent_sizes = (self.energies.latent_size, LATENT_SHAPE, LATENT_NOISE)
@@ -84,15 +91,12 @@ class Shower2D(Generator):
         cells = self.cells(z_shape, z_noise, layer_energies, incident_energy)
         return self.over_threshold(cells)
 
-    def features(self, incident_energy: Tensor) -> Tensor:
-        """(N, 4) functions of the incident energy, each of order one."""
-        t = 2 * torch.log(incident_energy / self.low_mev) / math.log(self.high_mev / self.low_mev) - 1
-        return torch.cat([t, t * t, t * t * t, torch.sqrt(self.low_mev / incident_energy)], dim=1)
-
     def layer_energies(self, z_energies: Tensor, incident_energy: Tensor) -> Tensor:
         """(N, layers) energies of the layers in MeV."""
-        root = self.energies(z_energies, self.features(incident_energy))
-        return torch.relu(root).square() * (incident_energy / self.layer_units)
+        root = torch.relu(self.energies(z_energies, self.features(incident_energy)))
+        energy = root.square() * (incident_energy / (self.layer_units * self.cell_mev))
+        result: Tensor = self.energies.edge(energy) * self.cell_mev
+        return result
 
     def layer_roots(self, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
         """(N, layers) layer energies in MeV in the scale in which they are learned, of order one."""
@@ -101,11 +105,23 @@ class Shower2D(Generator):
     def cells(self, z_shape: Tensor, z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
         """(N, *sample_shape) cell energies in MeV before the readout threshold; each layer sums to its energy."""
         raw = self.raw_cells(z_shape, z_noise, layer_energies, incident_energy)
-        total = raw.sum(dim=(2, 3), keepdim=True)
-        return raw * (layer_energies[:, :, None, None] / (total + 1e-6))
+        return self.with_layer_energies(raw, layer_energies)
+
+    def with_layer_energies(self, raw: Tensor, layer_energies: Tensor) -> Tensor:
+        """(N, *sample_shape) cell energies in MeV that sum to `layer_energies`, of cells in units of `cell_mev` that do not.
+
+        Cells over `LARGE` are scaled by one factor and smaller ones less, in proportion to their energy; what that cannot
+        do within bounds is left to a scaling of all.
+        """
+        large = raw.clamp(max=LARGE)
+        wanted = layer_energies / self.cell_mev
+        total, movable = raw.sum(dim=(2, 3)), (raw * large).sum(dim=(2, 3))
+        correction = ((wanted - total) / (movable + 1e-6)).clamp(LEAST_CORRECTION, LARGEST_CORRECTION)
+        scale = layer_energies / (total + correction * movable + 1e-6)
+        return raw * (scale[:, :, None, None] + (scale * correction)[:, :, None, None] * large)
 
     def raw_cells(self, z_shape: Tensor, z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
-        """(N, *sample_shape) cell energies, in a unit of their own, before the layers are scaled to their energies."""
+        """(N, *sample_shape) cell energies in units of `cell_mev`, before the layers are given their energies."""
         root = self.layer_roots(layer_energies, incident_energy)
         inputs = torch.cat([z_shape, self.features(incident_energy), root], dim=1)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
@@ -113,7 +129,7 @@ class Shower2D(Generator):
         uniform = self.uniform_noise(z_noise)
         skewed = 4 - 4 * torch.sqrt(torch.sqrt(1.000001 - uniform))  # close to exponential, without a logarithm
         root = torch.relu(location + tail.abs() * skewed + spread.abs() * (uniform - 0.5))
-        return from_root(root + (STEEPNESS * root).clamp(max=LEAST_HIT))
+        return from_root(self.shape.edge(root))
 
     def uniform_noise(self, z_noise: Tensor) -> Tensor:
         """(N, *sample_shape) uniform numbers in [0, 1], one per cell, a fixed continuous function of 16 latents."""
@@ -133,6 +149,28 @@ def from_root(root: Tensor) -> Tensor:
     return root * (root + 0.5)
 
 
+class Edge(nn.Module):
+    """A spectrum's edge: maps x >= 0 steeply up to a place, and beyond it at a slope of one. Without an edge it changes nothing.
+
+    Numbers spread evenly over x are `contrast` + 1 times rarer below the place than above it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contrast: Tensor
+        self.height: Tensor
+        self.register_buffer("contrast", torch.zeros(()))
+        self.register_buffer("height", torch.zeros(()))
+
+    def put(self, place: float, contrast: float) -> None:
+        """Set where it is, in the numbers that come out, and how much rarer these are below it."""
+        self.contrast.fill_(contrast)
+        self.height.fill_(place * contrast / (1 + contrast))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.minimum(self.contrast * x, self.height)
+
+
 class LayerEnergies(nn.Module):
     """From latents and 4 energy features to roots of layer energies: a Gaussian model and a perceptron that corrects it.
 
@@ -150,6 +188,7 @@ class LayerEnergies(nn.Module):
         self.dense2 = nn.Linear(width, width)
         self.dense3 = nn.Linear(width, width)
         self.dense4 = nn.Linear(width, layers)
+        self.edge = Edge()  # of energies in units of the cells
 
     def forward(self, latent: Tensor, features: Tensor) -> Tensor:
         x = torch.relu(self.dense1(torch.cat([latent, features], dim=1)))
@@ -206,6 +245,7 @@ class LayerShapes(nn.Module):
         self.place13 = nn.Parameter(torch.zeros(1, channels, *self.middle))
         self.place = nn.Parameter(torch.zeros(1, channels, *self.fine))
         self.profile = nn.Parameter(torch.zeros(3, *sample_shape))
+        self.edge = Edge()  # in the root scale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.relu(self.dense1(x))

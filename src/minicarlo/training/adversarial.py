@@ -12,7 +12,8 @@ from torch.nn import functional
 from minicarlo.generators.gan2d import Gan2D
 from minicarlo.generators.gan3d import ENERGY_UNITS, IMAGE_UNIT_MEV, Discriminator3D, Gan3D
 from minicarlo.training.config import Training
-from minicarlo.training.scores import Balance, ShowerFeatures, score_showers, warm_up_and_cosine
+from minicarlo.training.scores import Balance, warm_up_and_cosine
+from minicarlo.training.shower_scores import ShowerScores
 from minicarlo.training.showers import Showers
 
 __all__ = ["AdversarialRecipe"]
@@ -43,7 +44,7 @@ class AdversarialRecipe:
             flat = isinstance(network, Gan2D)
             network.to(device, memory_format=torch.channels_last if flat else torch.channels_last_3d)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.showers, self.settings, self.device = showers, settings, device
+        self.showers, self.settings, self.device = showers.kept_on(device), settings, device
         # oneDNN on AMX computes this network's first convolution wrongly in bf16 (8 channels, kernel width 8)
         self.bf16 = bf16 and not (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
         self.optimisers = {
@@ -53,12 +54,12 @@ class AdversarialRecipe:
             ),
             "scores": torch.optim.Adam(self.generator.parameters(), lr=settings.score_learning_rate, betas=(0.9, 0.98)),
         }
-        self.features, self.balance = ShowerFeatures(showers.detector, generator.threshold_mev), Balance()
-        self.features.weights = self.features.weights.to(device)
+        self.balance = Balance()
+        self.scores = ShowerScores(generator, self.showers, 1.0, settings, device, self.bf16)
         self.total_steps = settings.score_steps + settings.steps
         self.fit = fit_visible_energy(showers, generator.high_mev).to(device)
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """One optimisation step; returns the losses by name."""
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
         if step < self.settings.score_steps:
@@ -72,38 +73,38 @@ class AdversarialRecipe:
         self.update_average(step)
         return losses
 
-    def score_step(self, step: int) -> dict[str, float]:
+    def score_step(self, step: int) -> dict[str, Tensor]:
         """One step of the generator by proper scoring rules, at a rate that falls to 1 % in the end."""
         for group in self.optimisers["scores"].param_groups:
             group["lr"] = self.settings.score_learning_rate * warm_up_and_cosine(step, self.settings.score_steps)
         batch = self.showers.draw(self.settings.batch, self.settings.seed, step).to(self.device)
         cells = self.make(batch.incident_energy.repeat(2, 1)) * IMAGE_UNIT_MEV
-        losses = score_showers(self.features, cells, batch.energy, batch.layer_energies)
+        losses = self.scores(cells, batch)
         descend(self.optimisers["scores"], self.balance(losses))
         self.update_average(step)
-        return {f"scores/{name}": float(loss.detach()) for name, loss in losses.items()}
+        return {f"scores/{name}": loss.detach() for name, loss in losses.items()}
 
-    def discriminator_step(self, batch: Showers) -> dict[str, float]:
+    def discriminator_step(self, batch: Showers) -> dict[str, Tensor]:
         with torch.no_grad():
             fake = self.make(batch.incident_energy)
         energy = self.scaled(batch.incident_energy)
         flips = (torch.rand(2, len(batch), device=self.device) < FLIPPED).float()
         total = torch.zeros((), device=self.device)
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for name, image, label in (("real", batch.energy / IMAGE_UNIT_MEV, 1 - flips[0]), ("fake", fake, flips[1])):
             losses = self.losses(image, label, energy)
             total = total + sum(WEIGHTS[key] * losses[key] for key in ("adversarial", "energy"))
-            sums |= {f"{name} {key}": float(value.detach()) for key, value in losses.items()}
+            sums |= {f"{name} {key}": value.detach() for key, value in losses.items()}
         descend(self.optimisers["discriminator"], total)
         return sums
 
-    def generator_step(self, incident_energy: Tensor) -> dict[str, float]:
+    def generator_step(self, incident_energy: Tensor) -> dict[str, Tensor]:
         ones = torch.ones(len(incident_energy), device=self.device)
         self.discriminator.requires_grad_(False)
         losses = self.losses(self.make(incident_energy), ones, self.scaled(incident_energy))
         descend(self.optimisers["generator"], sum((WEIGHTS[key] * losses[key] for key in WEIGHTS), torch.zeros(())))
         self.discriminator.requires_grad_(True)
-        return {key: float(value.detach()) for key, value in losses.items()}
+        return {key: value.detach() for key, value in losses.items()}
 
     def make(self, incident_energy: Tensor) -> Tensor:
         latent = torch.randn(len(incident_energy), self.generator.latent_size, device=self.device)
@@ -144,6 +145,7 @@ class AdversarialRecipe:
             "discriminator": self.discriminator.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "running": self.balance.running,
+            "scores": self.scores.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -153,6 +155,7 @@ class AdversarialRecipe:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.balance.running = dict(state["running"])
+        self.scores.load_state_dict(state["scores"])
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

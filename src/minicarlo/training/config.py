@@ -40,6 +40,8 @@ class Training(Section):
     energy_batch: int = Field(default=1024, gt=1)
     learning_rate: float = Field(default=1.5e-3, gt=0)
     discriminator_learning_rate: float = Field(default=1e-4, gt=0)
+    critic: bool = False  # also score features by which a classifier, trained beside, tells generated showers apart
+    critic_learning_rate: float = Field(default=2e-4, gt=0)
     seed: int = Field(default=1, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # fuse with torch.compile; needs a C++ compiler

@@ -24,7 +24,7 @@ from minicarlo.training.adversarial import AdversarialRecipe
 from minicarlo.training.config import TrainConfig, read_config
 from minicarlo.training.export import export_surrogate
 from minicarlo.training.monitor import Monitor
-from minicarlo.training.scoring import ScoringRecipe, layer_units
+from minicarlo.training.scoring import ScoringRecipe, cell_unit, layer_units
 from minicarlo.training.showers import Showers, load_showers
 
 __all__ = ["Recipe", "TrainResult", "train"]
@@ -42,7 +42,7 @@ class Recipe(Protocol):
         """The generator to keep: weights averaged over recent steps."""
         ...
 
-    def step(self, step: int) -> dict[str, float]: ...
+    def step(self, step: int) -> dict[str, Tensor]: ...
     def start_from(self, weights: dict[str, Tensor]) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -103,8 +103,8 @@ def train(
         for step in range(first, last):
             losses = recipe.step(step)
             if step % 20 == 0:
-                for name, value in losses.items():
-                    log.add_scalar(name, value, step)
+                for name, loss in losses.items():
+                    log.add_scalar(name, float(loss), step)
             if progress is not None:
                 progress(step + 1, recipe.total_steps)
             done = step + 1
@@ -123,8 +123,8 @@ def make_recipe(config: TrainConfig, showers: Showers, device: torch.device, bf1
     threshold, shape = detector.readout_threshold_mev, detector.shape
     low, high = energy_range(showers.incident_energy)
     if config.generator == "shower2d":
-        units = layer_units(showers)
-        generator = Shower2D(low, high, threshold_mev=threshold, sample_shape=shape, layer_units=units)
+        units, cell_mev = layer_units(showers), cell_unit(showers, threshold)
+        generator = Shower2D(low, high, threshold_mev=threshold, sample_shape=shape, layer_units=units, cell_mev=cell_mev)
         return ScoringRecipe(generator, showers, config.training, device, bf16)
     network: type[Gan3D | Gan2D] = Gan3D if config.generator == "gan3d" else Gan2D
     if shape != network.sample_shape or detector.grid != "cartesian":

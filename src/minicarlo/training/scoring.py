@@ -10,24 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minicarlo.generators.shower2d import LATENT_NOISE, LATENT_SHAPE, Shower2D
+from minicarlo.generators.shower2d import LATENT_NOISE, LATENT_SHAPE, Shower2D, from_root, to_root
 from minicarlo.training.config import Training
+from minicarlo.training.critic import CriticScores, LayerCritic
 from minicarlo.training.scores import (
     Balance,
-    ShowerFeatures,
     Standardisation,
     Whitening,
     energy_score,
     layer_energy_features,
     ranked_probability_score,
-    score_showers,
     warm_up_and_cosine,
 )
+from minicarlo.training.shower_scores import PROJECTIONS, ShowerScores
 from minicarlo.training.showers import Showers
 
-__all__ = ["ScoringRecipe", "layer_units"]
+__all__ = ["ScoringRecipe", "cell_unit", "layer_units"]
 
-PROJECTIONS = 64
+EDGE_SHOWERS = 5_000  # Monte Carlo showers in which the edge of the cells' spectrum is looked for,
+SELDOM = 0.05  # among cells that fire in fewer of them than this: most of these saw one particle
+EDGE_BIN, EDGE_WINDOW = 0.01, 4  # width in the root scale, and bins that are compared on each side of the edge
+LEAST_CONTRAST, LARGEST_CONTRAST = 0.3, 6.0
 
 
 class ScoringRecipe:
@@ -41,23 +44,24 @@ class ScoringRecipe:
         self.generator.bf16 = bf16
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.average.bf16 = False
-        self.showers, self.settings, self.device = showers, settings, device
-        self.cell_mev = cell_unit(showers, generator.threshold_mev)
-        self.features = ShowerFeatures(showers.detector, generator.threshold_mev / self.cell_mev)
-        self.features.weights = self.features.weights.to(device)
+        self.showers, self.settings, self.device = showers.kept_on(device), settings, device
         self.optimisers = {
             "energies": torch.optim.Adam(generator.energies.parameters(), lr=settings.learning_rate),
             "shape": torch.optim.Adam(generator.shape.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98)),
         }
+        showers = self.showers
         with torch.no_grad():
             root = generator.layer_roots(showers.layer_energies, showers.incident_energy)
             condition = generator.features(showers.incident_energy)
             self.standardisation = Standardisation(layer_energy_features(root), condition)
             self.whitening = Whitening(root, condition)
         self.balance = Balance()
-        self.compare, self.make_cells = score_showers, self.generator.cells
-        if settings.compile:
-            self.compare, self.make_cells = torch.compile(score_showers), torch.compile(self.generator.cells)
+        self.scores = ShowerScores(generator, showers, generator.cell_mev, settings, device, bf16)
+        self.critic: CriticScores | None = None
+        if settings.critic:
+            size = 3 * showers.layer_energies.shape[1] + self.generator.features(showers.incident_energy[:1]).shape[1]
+            self.critic = CriticScores(LayerCritic(size), settings.critic_learning_rate, device, bf16=False)
+        self.make_cells = torch.compile(self.generate) if settings.compile else self.generate
         self.total_steps = settings.energy_steps + settings.steps
         self.set_initial_values()
 
@@ -67,12 +71,24 @@ class ScoringRecipe:
         incident = self.showers.incident_energy.to(self.device)
         root = self.generator.layer_roots(self.showers.layer_energies.to(self.device), incident)
         self.generator.energies.fit_gaussian(root, self.generator.features(incident))
-        energy = self.showers.energy[:2000] / self.cell_mev
+        self.put_edges()
+        energy = self.showers.energy[:2000] / self.generator.cell_mev
         self.generator.shape.profile[0].copy_(0.2 * torch.sqrt(energy.mean(0) + 1e-3) - 0.6)
         self.generator.shape.profile[1].fill_(0.3)
         self.average.load_state_dict(self.generator.state_dict())
 
-    def step(self, step: int) -> dict[str, float]:
+    def put_edges(self) -> None:
+        """Put the edges of the spectra of cells and of layers where the Monte Carlo has them."""
+        unit = self.generator.cell_mev
+        threshold = self.generator.threshold_mev / unit
+        cells = self.showers.energy[:EDGE_SHOWERS].flatten(1) / unit
+        seldom = (cells > threshold).float().mean(0) < SELDOM
+        place, contrast = spectrum_edge(cells[:, seldom], threshold)
+        self.generator.shape.edge.put(place, contrast)
+        place, contrast = spectrum_edge(self.showers.layer_energies / unit, threshold)
+        self.generator.energies.edge.put(float(from_root(torch.tensor(place))), contrast)
+
+    def step(self, step: int) -> dict[str, Tensor]:
         """One optimisation step; returns the losses by name."""
         phase = "energies" if step < self.settings.energy_steps else "shape"
         first = 0 if phase == "energies" else self.settings.energy_steps
@@ -82,16 +98,17 @@ class ScoringRecipe:
             group["lr"] = self.settings.learning_rate * warm_up_and_cosine(step - first, length)
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
         losses = self.energy_losses(step) if phase == "energies" else self.shape_losses(step)
-        total = self.balance(losses)
+        total = self.balance({name: loss for name, loss in losses.items() if name != "bias of layers"})
+        total = total + losses.get("bias of layers", 0.0)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(getattr(self.generator, phase).parameters(), 1.0)
         optimiser.step()
         self.update_average(step - first)
-        return {f"{phase}/{name}": float(loss.detach()) for name, loss in losses.items()}
+        return {f"{phase}/{name}": loss.detach() for name, loss in losses.items()}
 
     def energy_losses(self, step: int) -> dict[str, Tensor]:
-        index = torch.randint(0, len(self.showers), (self.settings.energy_batch,))
+        index = torch.randint(0, len(self.showers), (self.settings.energy_batch,), device=self.showers.energy.device)
         incident = self.showers.incident_energy[index].to(self.device)
         truth = self.generator.layer_roots(self.showers.layer_energies[index].to(self.device), incident)
         directions = nn.functional.normalize(torch.randn(truth.shape[1], PROJECTIONS, device=self.device), dim=0)
@@ -102,7 +119,8 @@ class ScoringRecipe:
         condition = self.generator.features(incident)
         features = [self.standardisation(layer_energy_features(root), condition) for root in (*pairs, truth)]
         white = [self.whitening(root, condition) for root in (*pairs, truth)]
-        return {
+        critic = {} if self.critic is None else self.critic(self.criticised(pairs, truth, white, incident))
+        return critic | {
             "total": ranked_probability_score(*(f[:, :1] for f in features)),
             "features": ranked_probability_score(*features),
             "white vector": energy_score(*white),
@@ -110,15 +128,30 @@ class ScoringRecipe:
             "white": ranked_probability_score(*white),
         }
 
+    def criticised(self, pairs: list[Tensor], truth: Tensor, white: list[Tensor], incident: Tensor) -> Tensor:
+        """(3 N, 3 layers + 4) what the critic of layer energies sees of them: white, in the root scale of cells, and relative."""
+        root = torch.cat([*pairs, truth])
+        energy = root.square() * (incident.repeat(3, 1) / (self.generator.layer_units * self.generator.cell_mev))
+        condition = self.generator.features(incident).repeat(3, 1)
+        return torch.cat([torch.cat(white).clamp(-10, 10), 4 * to_root(energy).clamp(max=1), root, condition], dim=1)
+
     def shape_losses(self, step: int) -> dict[str, Tensor]:
         batch = self.showers.draw(self.settings.batch, self.settings.seed, step).to(self.device)
         n = len(batch)
         z_shape = torch.randn(2 * n, LATENT_SHAPE, device=self.device)
         z_noise = torch.randn(2 * n, LATENT_NOISE, device=self.device)
         layers, incident = batch.layer_energies.repeat(2, 1), batch.incident_energy.repeat(2, 1)
-        cells = self.make_cells(z_shape, z_noise, layers, incident).contiguous()
-        truth, denominators = batch.energy / self.cell_mev, batch.layer_energies / self.cell_mev
-        return self.compare(self.features, cells / self.cell_mev, truth, denominators)
+        raw, cells = self.make_cells(z_shape, z_noise, layers, incident)
+        first, second = (raw.sum((2, 3)) / (layers / self.generator.cell_mev + 0.3)).clamp(max=5.0).split(n)
+        wanted = layers[:n] / (layers[:n] + 0.3 * self.generator.cell_mev)
+        # of two independent samples the product has the squared bias for its expectation
+        bias = ((first - wanted) * (second - wanted)).mean()
+        return self.scores(cells.contiguous(), batch) | {"bias of layers": bias}
+
+    def generate(self, z_shape: Tensor, z_noise: Tensor, layers: Tensor, incident: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells before and after the layers were given their energies."""
+        raw = self.generator.raw_cells(z_shape, z_noise, layers, incident)
+        return raw, self.generator.with_layer_energies(raw, layers)
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
@@ -137,6 +170,8 @@ class ScoringRecipe:
             "average": self.average.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "running": self.balance.running,
+            "scores": self.scores.state_dict(),
+            "critic": {} if self.critic is None else self.critic.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -145,6 +180,9 @@ class ScoringRecipe:
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.balance.running = dict(state["running"])
+        self.scores.load_state_dict(state["scores"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
 
 
 def layer_units(showers: Showers) -> float:
@@ -157,6 +195,25 @@ def cell_unit(showers: Showers, threshold_mev: float) -> float:
     """The power of ten in MeV in which half of the cells that fire hold less than about a quarter, as silicon's do in MeV."""
     energy = showers.energy[:1000]
     return power_of_ten(4 * float(energy[energy > threshold_mev].median()))
+
+
+def spectrum_edge(energies: Tensor, threshold: float) -> tuple[float, float]:
+    """Where a spectrum of energies, in units in which most are of order one, rises most steeply, as one of single particles does.
+
+    Returns:
+        The place in the scale of `to_root`, and by how much more the spectrum has above it than below, relative to the latter;
+        0 and 0 if it nowhere rises steeply.
+    """
+    root = to_root(energies[energies > threshold])
+    first = float(to_root(torch.tensor(threshold)))
+    counts = torch.histc(root, int((1.0 - first) / EDGE_BIN), first, 1.0).cpu()
+    sums = counts.unfold(0, EDGE_WINDOW, 1).sum(1)
+    below, above = sums[:-EDGE_WINDOW], sums[EDGE_WINDOW:]
+    contrast = above / (below + 10) - 1
+    steepest = int(contrast.argmax())
+    if contrast[steepest] < LEAST_CONTRAST:
+        return 0.0, 0.0
+    return first + (steepest + EDGE_WINDOW) * EDGE_BIN, min(float(contrast[steepest]), LARGEST_CONTRAST)
 
 
 def power_of_ten(value: float) -> float:

@@ -37,13 +37,19 @@ class Showers:
     def draw(self, count: int, seed: int, step: int) -> Showers:
         """A random batch that depends on `seed` and `step` only, turned by a random symmetry of the grid."""
         random = np.random.default_rng((seed, step))
-        index = torch.from_numpy(random.integers(0, len(self), count))
+        index = torch.from_numpy(random.integers(0, len(self), count)).to(self.energy.device)
         energy = turned(self.energy[index], self.detector, random)
         return Showers(energy.contiguous(), self.incident_energy[index], self.layer_energies[index], self.detector)
 
     def to(self, device: torch.device) -> Showers:
         energy, layer_energies = self.energy.to(device), self.layer_energies.to(device)
-        return Showers(energy, self.incident_energy.to(device), layer_energies, self.detector)
+        return Showers(energy, self.incident_energy.to(device), layer_energies, self.detector, self.particle)
+
+    def kept_on(self, device: torch.device) -> Showers:
+        """Themselves, moved to a GPU's memory if they take less than half of what is free there."""
+        if device.type != "cuda" or 2 * self.energy.nbytes > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return self.to(device)
 
 
 def turned(energy: Tensor, detector: Detector, random: np.random.Generator) -> Tensor:

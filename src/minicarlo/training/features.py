@@ -1,0 +1,126 @@
+"""What is compared of generated and Monte Carlo showers: groups of features, and the shower's summary."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from minicarlo.detectors import Detector
+from minicarlo.generators.shower2d import to_root
+from minicarlo.training.scores import Whitening
+
+__all__ = ["ShowerFeatures", "ShowerSummary"]
+
+PATCH = 5  # cells a side
+THRESHOLD_WIDTH = 0.03  # of the smoothed hit count, in the root scale of `to_root`
+
+
+class ShowerFeatures:
+    """Groups of features of a batch of showers, each to be scored by itself.
+
+    Arguments:
+        detector: whose cells they are.
+        threshold: readout threshold; all energies are in one unit, in which those of cells are of order one.
+    """
+
+    def __init__(self, detector: Detector, threshold: float) -> None:
+        first, second = detector.shape[1:]
+        pitch = detector.cell_size[2] if detector.grid == "cylindrical" else min(detector.cell_size[1:])
+        x, y = (torch.from_numpy(axis / pitch).float().view(first, second) for axis in detector.transverse())
+        radius = torch.sqrt(x * x + y * y)
+        rings = [((radius >= low) & (radius < high)).float() for low, high in pairwise(ring_edges(radius))]
+        if detector.grid == "cylindrical":
+            frames = [(torch.arange(first) == sector).float()[:, None].expand(first, second) for sector in range(first)]
+        else:
+            frame = torch.maximum(x.abs(), y.abs()).round(decimals=3)
+            frames = [(frame == distance).float() for distance in frame.unique()]
+        columns = [*rings, *frames, x, y, x * x, y * y, radius]
+        self.frame_count = len(frames)
+        self.ring_count = len(rings)
+        self.weights = torch.stack([column.flatten() for column in columns], 1)  # (cells of a layer, rings + frames + 5 moments)
+        self.threshold = float(to_root(torch.tensor(threshold)))
+        self.padding = [side for length in reversed(detector.shape) for side in (0, -length % PATCH)]
+
+    def in_patches(self, values: Tensor) -> Tensor:
+        """(N, Z, 5, X, 5, Y, 5): the grid in patches of 5x5x5 cells, with empty cells at the end where it does not divide."""
+        if any(self.padding):
+            values = nn.functional.pad(values, self.padding)
+        return values.reshape(len(values), *(part for side in values.shape[1:] for part in (side // PATCH, PATCH)))
+
+    def patches(self, root: Tensor) -> Tensor:
+        """(N, P, 125) patches of 5x5x5 cells in the root scale."""
+        return self.in_patches(root).permute(0, 1, 3, 5, 2, 4, 6).reshape(len(root), -1, PATCH**3)
+
+    def sums(self, energy: Tensor, layer_energies: Tensor) -> dict[str, Tensor]:
+        """Features that are sums over cells; each (N, K).
+
+        Arguments:
+            energy: (N, z, x, y) or (N, z, phi, r).
+            layer_energies: (N, z), the true ones, as denominators that do not fluctuate with the sample.
+        """
+        patches = self.in_patches(energy)
+        flat = energy.flatten(2)
+        hits = torch.sigmoid((to_root(energy) - self.threshold) * (1 / THRESHOLD_WIDTH)).flatten(2)
+        parts = (self.ring_count, self.frame_count)
+        ring_hits, frame_hits = (hits @ self.weights[:, : sum(parts)]).split(parts, dim=2)  # (N, z, rings or frames)
+        ring_energies, frame_energies, moments = (flat @ self.weights).split((*parts, 5), dim=2)
+        total = layer_energies.sum(1)[:, None] + 0.3
+        return {
+            "columns": to_root(energy.sum(1)).flatten(1),
+            "slabs": to_root(patches.sum(2)).flatten(1),
+            "blocks": to_root(patches.sum((4, 6))).flatten(1),
+            "rings": to_root(ring_energies).flatten(1),
+            "frames": to_root(frame_energies.sum(1)),
+            "hits in frames": torch.sqrt(frame_hits.sum(1) + 0.1),
+            "hits in rings": torch.sqrt(ring_hits + 0.1).flatten(1),
+            "hits in layers": torch.sqrt(ring_hits.sum(2) + 0.1),
+            "hits": torch.sqrt(ring_hits.sum((1, 2)) + 0.1)[:, None],
+            "moments of layers": (moments / (layer_energies[..., None] + 0.3)).flatten(1),
+            "moments": moments.sum(1) / total,
+            "ring shares": ring_energies.sum(1) / total,
+            "largest in layers": to_root(flat.amax(2)),
+        }
+
+
+SUMMARY = (
+    "rings",
+    "hits in rings",
+    "hits in frames",
+    "hits in layers",
+    "hits",
+    "moments of layers",
+    "moments",
+    "ring shares",
+    "largest in layers",
+)
+
+
+class ShowerSummary:
+    """What physicists look at in a shower's shape, as one vector, standardised at each incident energy and without correlation.
+
+    Arguments:
+        sums: of Monte Carlo showers, as `ShowerFeatures.sums` gives them.
+        condition: (N, F) functions of the incident energy.
+    """
+
+    def __init__(self, sums: dict[str, Tensor], condition: Tensor) -> None:
+        self.whitening = Whitening(joined(sums), condition, least=0.02)
+
+    def __call__(self, sums: dict[str, Tensor], condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Both (N, K): standardised, and white."""
+        values = self.whitening.standardisation(joined(sums), condition).clamp(-10, 10)
+        return values, values @ self.whitening.matrix.to(values)
+
+
+def joined(sums: dict[str, Tensor]) -> Tensor:
+    return torch.cat([sums[name] for name in SUMMARY], dim=1)
+
+
+def ring_edges(radius: Tensor) -> list[float]:
+    """Edges in radius, in cells, of about seven rings around the axis: narrow in the core, and none of them empty."""
+    wanted = [0.0, 0.5, 1.2, 2.2, 3.5, 5.5, 8.5]
+    filled = [low for low, high in pairwise([*wanted, math.inf]) if bool(((radius >= low) & (radius < high)).any())]
+    return [*filled, math.inf]
