@@ -8,9 +8,19 @@ from collections.abc import Iterator
 import pytest
 
 from dask_cluster import EVENTS, SHARD, free_port, own_folders, shards, start
+from minicarlo import detectors
 from minicarlo.generation import generate
 from minicarlo.surrogate import Surrogate
 from small_surrogate import make_small_surrogate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_detectors() -> Iterator[None]:
+    """Detectors that a file's tests make known are forgotten with it: another file has others of the same names."""
+    known = dict(detectors._DETECTORS)
+    yield
+    detectors._DETECTORS.clear()
+    detectors._DETECTORS.update(known)
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 import minicarlo
+from minicarlo.engines import machine
 from minicarlo.files import sha256
 from minicarlo.surrogate import Surrogate
 
 EVENTS, SHARD = 3000, 200
+OLDER = "AVX2" if "avx512f" in machine()["instructions"] else "SSE41"  # an instruction set before this processor's
 
 
 @contextmanager

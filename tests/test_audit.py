@@ -93,6 +93,7 @@ def test_int8_kernels_that_saturate_are_named_and_the_exit_code_is_one():
     wrong = {check["layer"]: check["error"] for check in found["checks"] if check["wrong"]}
     assert ran.returncode == 1 and found["wrong"] == len(wrong) > 0
     assert wrong["noise.matmul"] > 0.01  # of the uniform latents, which have large values throughout
+    assert all(check["half_range"] < 1e-5 for check in found["checks"] if check["wrong"])  # sums of such weights cannot saturate
 
 
 def test_what_the_audit_found_wrong_is_not_offered_and_is_named(small, tmp_path):
@@ -117,6 +118,38 @@ def test_what_the_audit_found_wrong_is_not_offered_and_is_named(small, tmp_path)
     assert not [
         line for line in kept if line["kind"] == "sensitivity" and (line["layer"], line["format"]) == ("shape.conv1", "int8")
     ]
+
+
+def test_a_kernel_that_saturates_is_offered_with_weights_of_half_the_range(small, tmp_path):
+    settings = {"calibration_events": 64, "evaluation_events": 256, "objective": "macs", "tolerance": 0.5}
+    history = tmp_path / ".out.tuning.jsonl"
+
+    def cut(done, total):
+        raise RuntimeError("cut short")
+
+    with pytest.raises(RuntimeError, match="cut short"):
+        tune(small, tmp_path / "out", progress=cut, **settings)
+    request = history.read_text().splitlines()[0]
+    wrong = {"layer": "shape.conv1", "format": "int8", "ran": "int8", "kernel": "some_I8", "error": 0.03, "wrong": True}
+    wrong["half_range"] = 1e-6
+    history.write_text("\n".join([request, json.dumps({"kind": "audit", "wrong": [wrong]}), ""]))
+    result = tune(small, tmp_path / "out", **settings)
+    assert result.accepted and result.plan["shape.conv1"] == result.ran["shape.conv1"] == "int8"
+    assert result.schemes == {"shape.conv1": "min-max half-range"} and result.wrong_kernels == (wrong,)
+    assert "shape.conv1: int8 min-max half-range" in (tmp_path / "out" / "tuned" / "plan.yaml").read_text()
+    again = tune(small, tmp_path / "again", plan=tmp_path / "out" / "tuned" / "plan.yaml", **settings)
+    assert again.schemes["shape.conv1"] == "min-max half-range" and again.plan == result.plan
+
+
+def test_what_the_processor_lacks_is_not_offered_and_the_result_says_so(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("minicarlo.precision.tuning.has_bf16", lambda: False)
+    settings = {"calibration_events": 64, "evaluation_events": 256, "objective": "macs", "tolerance": 0.5}
+    result = tune(small, tmp_path / "out", **settings)
+    assert result.not_offered == {"bf16": "This processor has no arithmetic in bf16."}
+    with pytest.raises(TuningError, match="no arithmetic in bf16"):
+        tune(small, tmp_path / "other", formats=("bf16",), **settings)
+    shown = CliRunner().invoke(main, ["tune", str(small.path), "-o", str(tmp_path / "third"), "--objective", "macs"])
+    assert shown.exit_code == 0 and "not offered: bf16" in shown.stdout
 
 
 def test_an_error_is_relative_and_infinite_for_what_is_no_number():

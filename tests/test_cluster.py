@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from dask_cluster import EVENTS, SHARD, command, free_port, shards, start, wait_until, worker
+from dask_cluster import EVENTS, OLDER, SHARD, command, free_port, shards, start, wait_until, worker
 from minicarlo.errors import ClusterError
 from minicarlo.files import sha256
 from minicarlo.generation import generate
@@ -145,7 +145,7 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_keeps_what_is_there(narrow, w
 
 def test_a_worker_that_computes_other_bits_is_refused(narrow, address, tmp_path):
     """An older instruction set rounds differently, as an older processor would."""
-    with worker(address, ONEDNN_MAX_CPU_ISA="AVX2"), pytest.raises(ClusterError, match="other bits"):
+    with worker(address, ONEDNN_MAX_CPU_ISA=OLDER), pytest.raises(ClusterError, match="other bits"):
         generate(narrow, EVENTS, seed=7, output=tmp_path / "run", shard_size=SHARD, cluster=address)
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from dask_cluster import start, wait_until, worker
+from dask_cluster import OLDER, start, wait_until, worker
 from minicarlo.errors import ClusterError
 from minicarlo.events import EventSet, read_events
 from minicarlo.hybrid import SurrogateShowers
@@ -96,6 +96,6 @@ def test_a_worker_whose_surrogate_computes_other_bits_is_refused(listed, narrow,
     """An older instruction set rounds differently, as an older processor would."""
     fast = SurrogateShowers(narrow, particles=("e-",))
     request = {"conditions": listed, "output": tmp_path / "run", "parameterisation": fast}
-    with worker(address, ONEDNN_MAX_CPU_ISA="AVX2"), pytest.raises(ClusterError, match=r"other bits .* fast path"):
+    with worker(address, ONEDNN_MAX_CPU_ISA=OLDER), pytest.raises(ClusterError, match=r"other bits .* fast path"):
         simulate(**request, seed=3, cluster=address)
     assert not (tmp_path / "run").exists()

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 import minicarlo
 from minicarlo.cli import main
 from minicarlo.detectors import get_detector
+from minicarlo.engines import has_bf16
 from minicarlo.errors import InvalidCondition, InvalidConfig, InvalidEventSet, InvalidSurrogate, OutputError, UnsupportedPrecision
 from minicarlo.events import EventSet, read_events, write_events
 from minicarlo.files import sha256
@@ -28,6 +29,7 @@ from minicarlo.surrogate import Surrogate
 from small_surrogate import make_small_surrogate
 
 ENERGY = "1GeV:100GeV:log"
+needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="this processor has no bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +136,9 @@ def test_another_request_in_the_same_folder_is_refused_and_touches_nothing(surro
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 2}, {"n": 59}, {"energy": "10GeV"}, {"precision": "bf16"}], ids=lambda c: next(iter(c))
+    "change",
+    [{"seed": 2}, {"n": 59}, {"energy": "10GeV"}, pytest.param({"precision": "bf16"}, marks=needs_bf16)],
+    ids=lambda c: next(iter(c)),
 )
 def test_a_file_of_another_request_is_refused_unless_it_may_be_overwritten(surrogate, tmp_path, change):
     request = {"n": 60, "energy": ENERGY, "seed": 1, "precision": "fp32"}

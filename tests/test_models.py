@@ -29,6 +29,7 @@ from minicarlo.precision import Plan, Quantizer, tune
 from minicarlo.precision.criterion import Summary
 from minicarlo.precision.losses import LOSSES, get_loss
 from minicarlo.precision.networks import NetworkSubject
+from minicarlo.precision.scheme import Scheme
 
 SAVED_MODEL = Path(__file__).parent / "saved_model"
 needs_keras = pytest.mark.skipif(find_spec("keras") is None, reason="Keras is missing: pip install 'minicarlo[keras]'")
@@ -219,6 +220,7 @@ def test_cerns_gan_built_in_keras_is_read_and_every_layer_of_it_runs_in_int8(tmp
     made = {}
     for form in ("fp32", "int8"):
         plan = Plan.uniform(quantizer.layers, form)
+        plan = plan.with_schemes({name: Scheme(half_range=True) for name in plan})  # right without VNNI, too
         compiled = quantizer.apply(plan).compile(subject.shapes)
         assert compiled.precision_report() == dict(plan)
         made[form] = compiled.run(inputs)["cells"]

@@ -16,6 +16,7 @@ from minicarlo.graph.recipe import Rewrite
 from minicarlo.precision import tune
 from minicarlo.precision.plan import Layer, Plan
 from minicarlo.precision.planfile import PlanFile, plan_yaml
+from minicarlo.precision.scheme import Scheme
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
 from small_surrogate import LAYERS, make_small_surrogate
@@ -42,10 +43,11 @@ def written(path, layers, **more):
 def test_a_plan_comes_back_from_its_file_whatever_the_names_of_the_layers(tmp_path):
     layers = tuple(Layer(name, "MatMul", 10) for name in ("plain", "a: b # c", "yes", "/m/conv.1/Conv", "näher"))
     plan = Plan.of(dict(zip((layer.name for layer in layers), ("int8", "bf16", "fp32", "int8", "bf16"), strict=True)))
+    plan = plan.with_schemes({"plain": Scheme("kl", half_range=True), "/m/conv.1/Conv": Scheme("mse")})
     rewrites = (Rewrite("dense", "fc"), Rewrite("axes", "2,0,1"))
     (tmp_path / "plan.yaml").write_bytes(plan_yaml(plan, layers, rewrites))
     found = PlanFile.read(tmp_path / "plan.yaml")
-    assert found.rewrites == rewrites and found.plan(layers) == plan
+    assert found.rewrites == rewrites and found.plan(layers) == plan and found.plan(layers).key == plan.key
     assert "# 20.0% of the multiply-accumulates" in (tmp_path / "plan.yaml").read_text()
 
 
@@ -85,6 +87,8 @@ def test_a_plan_for_a_rewritten_graph_rewrites_it_first(tmp_path):
     [
         ("version: 1\nlayers: {shape.conv1: int8, nothing: int8}", "no layer 'nothing'; its layers are"),
         ("version: 1\nlayers: {shape.conv1: int7}", "layer shape.conv1 has the format 'int7'; choose among int8, bf16, fp32"),
+        ("version: 1\nlayers: {shape.conv1: int8 best}", "layer shape.conv1: 'best' does not say how a layer is quantised"),
+        ("version: 1\nlayers: {shape.conv1: fp32 kl}", "is fp32, which takes no 'kl'"),
         ("version: 1\nlayers: {shape.conv1: int8}", "has no format"),
         ("version: 1\nlayers: {}", "field layers"),
         ("version: 2\nlayers: {a: int8}", "field version"),

@@ -14,6 +14,7 @@ import pytest
 
 from minicarlo.precision import tune
 from minicarlo.precision.history import History
+from minicarlo.precision.sensitivity import Probe
 from minicarlo.surrogate import Surrogate
 from small_surrogate import make_small_surrogate
 
@@ -73,6 +74,7 @@ def test_a_killed_run_goes_on_where_it_stopped(small, tmp_path):
 
 def test_a_history_of_another_request_is_not_taken_up(tmp_path):
     path = tmp_path / "history"
-    History(path, {"seed": 1}).add_sensitivity("a", "int8", math.inf, 0.1)
-    assert History(path, {"seed": 1}).sensitivities == {("a", "int8"): math.inf}
+    probe = Probe(math.inf, math.inf, seconds=0.1)
+    History(path, {"seed": 1}).add_sensitivity("a", "int8", probe)
+    assert History(path, {"seed": 1}).sensitivities == {("a", "int8"): probe}
     assert History(path, {"seed": 2}).sensitivities == {}

@@ -112,7 +112,7 @@ def test_early_verdicts_need_more_than_the_last_one():
 
 def test_trials_of_a_search_cost_as_many_events_as_their_verdicts_need(small, tmp_path):
     """Hopeless plans end after the first stage; what passes runs through all held-out events."""
-    settings = {"calibration_events": 64, "evaluation_events": 1024, "objective": "macs"}
+    settings = {"calibration_events": 64, "evaluation_events": 1024, "objective": "macs", "portable": True}
     hopeless = tune(small, tmp_path / "hopeless", tolerance=1e-3, max_trials=1, **settings)
     assert [trial.events for trial in hopeless.history] == [256] and not hopeless.accepted
     easy = tune(small, tmp_path / "easy", tolerance=0.3, max_trials=1, **settings)

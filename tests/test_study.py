@@ -20,7 +20,8 @@ from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
 from small_surrogate import make_small_surrogate
 
-FAST = {"calibration_events": 64, "evaluation_events": 256, "objective": "macs", "timing_seconds": 0.1}
+# half-range weights make every processor of a kind compute the same, with VNNI or without
+FAST = {"calibration_events": 64, "evaluation_events": 256, "objective": "macs", "timing_seconds": 0.1, "portable": True}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_the_history_tells_every_trial(tuned):
     lines = [json.loads(line) for line in (output / "tuned" / "history.jsonl").read_text().splitlines()]
     trials = [line for line in lines if line["kind"] == "trial"]
     assert len(trials) == len(result.history) >= result.full_evaluations
-    assert trials[0]["description"] == "all int8"
+    assert trials[0]["description"] == "all int8 (min-max half-range: 6 layers)"
     assert all({"plan", "ran", "accepted", "value", "low", "high", "speedup", "reason"} <= set(trial) for trial in trials)
     accepted = [trial for trial in trials if trial["accepted"]]
     assert any(trial["plan"] == result.plan for trial in accepted)
@@ -118,7 +119,7 @@ def test_the_front_is_what_no_other_beats():
 def test_a_search_for_the_first_success_ends_with_it(small, tmp_path):
     """All int8 fails here; the first plan after it that passes is the last that is tried."""
     first, all_of_it = (
-        tune(small, tmp_path / policy, tolerance=0.014, exit_policy=policy, **FAST) for policy in ("first", "exhausted")
+        tune(small, tmp_path / policy, tolerance=0.02, exit_policy=policy, **FAST) for policy in ("first", "exhausted")
     )
     assert [trial.accepted for trial in first.history].index(True) == len(first.history) - 1
     assert first.accepted and len(first.history) <= len(all_of_it.history)
@@ -126,9 +127,9 @@ def test_a_search_for_the_first_success_ends_with_it(small, tmp_path):
 
 def test_the_status_names_the_trial_the_best_so_far_and_the_time_left(small, tmp_path):
     seen = []
-    tune(small, tmp_path / "out", tolerance=0.014, time_limit=500, status=seen.append, **FAST)
+    tune(small, tmp_path / "out", formats=("int8",), tolerance=0.016, time_limit=500, status=seen.append, **FAST)
     assert seen[0].doing.startswith("whether the kernels") and 0 < seen[0].seconds_left < 500
-    assert seen[1].doing == "trial 1: all int8" and seen[1].best is None
+    assert seen[1].doing.startswith("trial 1: all int8") and seen[1].best is None
     assert seen[2].doing.startswith("what int8: ") and seen[2].doing.endswith(" does alone")
     assert seen[-1].best is not None and seen[-1].best.accepted
 
@@ -149,7 +150,7 @@ def test_the_time_limit_ends_the_search(small, tmp_path):
         ({"criterion": "beauty"}, "fidelity, profile"),
         ({"objective": "beauty"}, "choose among throughput, latency, size, macs"),
         ({"exit_policy": "never"}, "first or exhausted"),
-        ({"strategy": "exhaustive"}, "729 plans for 6 layers, and at most 20 trials"),
+        ({"strategy": "exhaustive", "formats": ("int8",)}, "64 plans for 6 layers, and at most 20 trials"),
         ({"strategy": "luck"}, "pareto, basic"),
         ({"evaluation_events": 10}, "evaluation events"),
     ],

@@ -24,7 +24,7 @@ from minicarlo.detectors import get_detector
 from minicarlo.engines import CompiledGenerator, machine
 from minicarlo.errors import InvalidCondition, InvalidConfig, UnsupportedPrecision
 from minicarlo.events import ENERGY
-from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible, fingerprint
+from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible, fingerprint, usual_precision
 from minicarlo.generation.writer import check_samples
 from minicarlo.sampling import AngleDistribution, EnergyDistribution, normal_latents
 from minicarlo.simulators import Acceptance, Batch
@@ -74,7 +74,7 @@ class SurrogateShowers:
             surrogate = Surrogate.load(surrogate)
         self._surrogate, self._batch = surrogate, batch
         self._streams: int | None = None
-        self._precision = precision or ("tuned" if surrogate.tuned else "fp32")
+        self._precision = precision or usual_precision(surrogate)
         if self._precision not in surrogate.precisions:
             raise UnsupportedPrecision(
                 f"Surrogate {surrogate.path} has no precision {precision!r:.40}. Choose {', '.join(surrogate.precisions)}."

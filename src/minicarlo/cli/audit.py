@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from minicarlo.cli._common import format_number, json_option, print_json, progress_bar, table
+
+if TYPE_CHECKING:
+    from minicarlo.precision.audit import KernelCheck
 
 
 @click.command()
@@ -64,7 +68,7 @@ def command(
                 check.format,
                 check.kernel or "-",
                 format_number(check.error, 2),
-                "WRONG" if check.wrong else "right" if check.error is not None else f"runs in {check.ran}",
+                _verdict(check),
             )
             for check in result.checks
         ]
@@ -74,3 +78,11 @@ def command(
         click.echo(f"{count} of {len(rows)} kernels wrong on {result.machine['processor']}." if count else "No kernel is wrong.")
     if result.wrong:
         ctx.exit(1)
+
+
+def _verdict(check: KernelCheck) -> str:
+    if check.error is None:
+        return f"runs in {check.ran}"
+    if not check.wrong:
+        return "right"
+    return f"WRONG; right with half-range weights ({format_number(check.half_range, 2)})" if check.mended else "WRONG"

@@ -64,6 +64,7 @@ def command(
       minicarlo generate clic-ecal -n 10000 --engine onnxruntime -o onnxruntime.h5
     """
     from minicarlo.generation import generate
+    from minicarlo.surrogate import Surrogate
 
     with progress_bar("Generating", unit="events") as progress:
         result = generate(
@@ -95,3 +96,6 @@ def command(
         f"Wrote {format_count(result.events)} events{resumed} to {result.path}{rate} "
         f"({result.precision}, {result.streams} x {result.threads} threads, batch {result.batch})."
     )
+    unused = precision is None and result.precision == "fp32" and "tuned" in Surrogate.load(surrogate).precisions
+    if unused and engine == "openvino":
+        say("The tuned model is not computed right on this processor and was not used: `minicarlo tune` makes one that is.")

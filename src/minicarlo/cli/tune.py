@@ -45,6 +45,17 @@ if TYPE_CHECKING:
 @click.option(
     "--reference", type=click.Path(path_type=Path), help="Monte Carlo events that the result must not describe worse than fp32."
 )
+@click.option(
+    "--ranges",
+    default="min-max,percentile,mse,kl",
+    show_default=True,
+    help="How ranges of int8 are estimated: layers begin with the first, those that harm are tried with the others.",
+)
+@click.option(
+    "--portable",
+    is_flag=True,
+    help="Int8 weights of half the range: right on processors without VNNI, too, for a little accuracy.",
+)
 @click.option("--calibration-events", type=int, default=256, show_default=True, help="Events that int8 ranges are measured on.")
 @click.option("--evaluation-events", type=int, default=2048, show_default=True, help="Events per evaluation, and again held out.")
 @click.option(
@@ -72,6 +83,8 @@ def command(
     exit_policy: str,
     strategy: str,
     reference: Path | None,
+    ranges: str,
+    portable: bool,
     calibration_events: int,
     evaluation_events: int,
     objective: str,
@@ -112,6 +125,8 @@ def command(
             exit_policy="first" if exit_policy == "first" else "exhausted",
             strategy=strategy,
             reference=reference,
+            ranges=tuple(part.strip() for part in ranges.split(",") if part.strip()),
+            portable=portable,
             calibration_events=calibration_events,
             evaluation_events=evaluation_events,
             objective=objective,
@@ -151,8 +166,14 @@ def command(
         facts["against Monte Carlo"] = (
             f"fp32 {mc['fp32']:.4f}, tuned {mc['tuned']:.4f} (difference {mc['low']:+.4f} to {mc['high']:+.4f})"
         )
+    for form, reason in result.not_offered.items():
+        facts[f"not offered: {form}"] = reason
+    mended = [check["layer"] for check in result.wrong_kernels if check.get("half_range") is not None]
     for check in result.wrong_kernels:
-        facts[f"wrong on this machine: {check['layer']}"] = f"{check['format']} ({check['kernel']})"
+        if check["layer"] not in mended:
+            facts[f"wrong on this machine: {check['layer']}"] = f"{check['format']} ({check['kernel']})"
+    if mended:
+        facts["sums saturate on this machine"] = f"half-range weights for {len(mended)} of {len(result.layers)} layers"
     click.echo(key_values(facts))
 
 
@@ -171,7 +192,8 @@ def _layers(result: TuneResult) -> str:
     rows = []
     for row in result.layers:
         worst = max(row["moves"], key=lambda form: row["harm"][form], default="")
-        cells = [row["name"], f"{row['mac_share']:.1%}", row["format"], row["ran"] or "-"]
+        scheme = "" if row["scheme"] in (None, "min-max") else f" {row['scheme']}"
+        cells = [row["name"], f"{row['mac_share']:.1%}", row["format"] + scheme, row["ran"] or "-"]
         cells += [*(cell(row["harm"], form) for form in harms), *([row["moves"].get(worst, "-")] if harms else [])]
         rows.append((*cells, *(f"{1e6 * row['seconds'][form]:.0f}" for form in times)))
     return table(rows, (*header, *(f"µs {form}" for form in times)))

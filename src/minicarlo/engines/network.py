@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Key
 from minicarlo.engines.openvino import (
+    EMULATION,
     InferencePrecision,
     _core,
     _keep_products_apart,
@@ -38,7 +39,8 @@ class OpenVinoNetwork(RuntimeAccount):
 
     `batch` is the number of events in one inference (None: any), `streams` how many inferences run at once, `threads` how many
     threads each stream has. Layers that the model itself does not quantise run in `inference_precision`. With `profile` the
-    runtime takes the time of each layer (`layer_seconds`), at some cost in speed.
+    runtime takes the time of each layer (`layer_seconds`), at some cost in speed. With `emulate` what is int8 in the model is
+    computed in float32 on the same rounded numbers.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class OpenVinoNetwork(RuntimeAccount):
         streams: int = 1,
         threads: int = 1,
         profile: bool = False,
+        emulate: bool = False,
     ) -> None:
         batch = next(iter(shapes.values()))[0]
         if min(streams, threads, abs(batch)) < 1:
@@ -68,7 +71,7 @@ class OpenVinoNetwork(RuntimeAccount):
             "INFERENCE_NUM_THREADS": streams * threads,
             "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
             "PERF_COUNT": profile,
-        }
+        } | (EMULATION if emulate else {})
         self._compiled = _core().compile_model(model, "CPU", properties)
         self._inputs = {name: self._compiled.input(name) for name in shapes}
         self._types = {name: port.get_element_type().to_dtype() for name, port in self._inputs.items()}

@@ -40,6 +40,9 @@ _ELEMENTWISE = {
     "Swish",
     "Tanh",
 }
+EMULATION = {"LP_TRANSFORMS_MODE": False}
+"""Has OpenVINO compute what is int8 in a model in float32, on the same rounded numbers: what right kernels agree with."""
+
 _LARGEST_TENSOR = 2**28  # elements per event that a graph may ask for
 
 
@@ -192,7 +195,7 @@ def _sum_after(op: Any) -> str | None:  # noqa: ANN401
 
 
 class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
-    """A model compiled by OpenVINO."""
+    """A model compiled by OpenVINO; with `emulate` what is int8 in it is computed in float32 on the same rounded numbers."""
 
     def __init__(
         self,
@@ -203,6 +206,7 @@ class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
         streams: int = 1,
         threads: int = 1,
         profile: bool = False,
+        emulate: bool = False,
         device: str = "CPU",
     ) -> None:
         if min(streams, threads, batch or 1) < 1:
@@ -224,6 +228,8 @@ class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
         }
         if device == "CPU":  # pinned, every process would sit on the same first cores
             properties |= {"INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False}
+        if emulate:
+            properties |= EMULATION
         self._compiled = _core().compile_model(model, device, properties)
         self._latent, self._energy = (self._compiled.input(name) for name in inputs)
         self._output = self._compiled.output("showers")

@@ -25,7 +25,7 @@ from minicarlo.errors import ClusterError, InvalidConfig, MinicarloError, Output
 from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.files import check_writable
 from minicarlo.generation.conditions import Energies, resolve_energies
-from minicarlo.generation.settings import Settings, available_precisions, choose_settings, compile_reproducible, fingerprint
+from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible, fingerprint, usual_precision
 from minicarlo.generation.writer import EventFile, check_samples
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.shards import Run, Shard, claim, claim_hidden, is_file, join, parts, shards
@@ -138,7 +138,8 @@ def generate(
             a second call with the same request completes either. What else is there is refused, or replaced with `overwrite`.
         streams, threads, batch: inferences at once, threads of each, events of each; measured and remembered when left out.
             A batch whose bits differ from those of a batch of 8 (some processors, batch 1) is replaced by 8.
-        precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it and the engine takes it.
+        precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it and the engine takes it
+            and computes it right on this processor.
         engine: the runtime, with a device or without: "openvino", "onnxruntime:cuda" (`minicarlo engines`); its bits are its own.
         mantissa_bits: round the energies in files to so many bits of mantissa (1 to 22): smaller files, a relative error up to
             2^-(bits + 1), declared in the attribute `cell_energy_rounding`. By default they are exact.
@@ -151,7 +152,7 @@ def generate(
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = Surrogate.load(surrogate)
-    precision = precision or ("tuned" if "tuned" in available_precisions(surrogate, engine) else "fp32")
+    precision = precision or usual_precision(surrogate, engine)
     if precision not in surrogate.precisions:
         known = "fp32, bf16 or tuned" if precision != "tuned" else "fp32 or bf16, or run `minicarlo tune` first"
         raise UnsupportedPrecision(f"Surrogate {surrogate.path} has no precision {precision!r:.40}. Choose {known}.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from minicarlo.engines.base import Array, PrecisionReport
 from minicarlo.errors import InvalidCondition
 from minicarlo.events import ENERGY
-from minicarlo.generation.settings import available_precisions, choose_settings, compile_checked
+from minicarlo.generation.settings import choose_settings, compile_checked, usual_precision
 from minicarlo.surrogate import Surrogate
 
 
@@ -76,7 +76,8 @@ def load(
 
     Arguments:
         surrogate: loaded, or a path or the name of a shipped one.
-        precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it and the engine takes it.
+        precision: "fp32", "bf16" or "tuned"; by default tuned when the surrogate has it and the engine takes it
+            and computes it right on this processor.
         engine: "openvino", "onnxruntime", "pytorch", with a device or without.
         batch: showers per call.
         threads: threads that compute; measured and remembered when left out.
@@ -95,7 +96,4 @@ def load(
     """
     if not isinstance(surrogate, Surrogate):
         surrogate = Surrogate.load(surrogate)
-    if precision is None:
-        offered = available_precisions(surrogate, engine)
-        precision = "tuned" if "tuned" in offered else "fp32"
-    return PreparedGenerator(surrogate, precision, engine, batch, threads)
+    return PreparedGenerator(surrogate, precision or usual_precision(surrogate, engine), engine, batch, threads)

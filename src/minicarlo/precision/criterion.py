@@ -94,6 +94,23 @@ def joined(parts: Iterable[Summary]) -> Summary:
     return Summary(together([piece.inputs for piece in pieces]), together([piece.rows for piece in pieces]))
 
 
+def movement(reference: Summary, candidate: Summary) -> float:
+    """Root mean square change of what a criterion keeps of an event, in units of its spread over events.
+
+    It is no verdict, but tells two candidates apart with few events, where means and their bounds are all noise. Infinite where
+    something is not finite.
+    """
+    parts = []
+    for name, rows in reference.rows.items():
+        true, made = (np.asarray(each, np.float64).reshape(len(rows), -1) for each in (rows, candidate.rows[name]))
+        spread = true.var(0)
+        if not np.all(np.isfinite(made)):
+            return float("inf")
+        if np.any(spread > 0):
+            parts.append((((made - true) ** 2).mean(0)[spread > 0] / spread[spread > 0]).mean())
+    return float(np.sqrt(np.mean(parts))) if parts else 0.0
+
+
 class Criterion(Protocol):
     """A figure of merit for precision; lower is better, zero is no change."""
 

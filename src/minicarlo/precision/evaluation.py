@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from minicarlo.engines import usable_cores
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
-from minicarlo.precision.criterion import Comparison, Summary, joined
+from minicarlo.precision.criterion import Comparison, Summary, joined, movement
 from minicarlo.precision.plan import Plan
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.sequential import stages, verdict
@@ -68,9 +68,11 @@ class Evaluation:
                 return found, seen, passed
         raise AssertionError("the last stage decides")
 
-    def probe(self, network: OpenVinoNetwork) -> Comparison:
-        """The criterion on the first events of the search."""
-        return self._compare(network, "search", self.probe_events)
+    def probe(self, network: OpenVinoNetwork) -> tuple[Comparison, float]:
+        """The criterion on the first events of the search, and how far these move (`criterion.movement`)."""
+        candidate = self.summarised(network, self._subject.events("search", 0, self.probe_events))
+        reference = self._reference_summary("search", self.probe_events)
+        return self._criterion.compare_summaries(reference, candidate), movement(reference, candidate)
 
     @property
     def probe_events(self) -> int:

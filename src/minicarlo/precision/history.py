@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minicarlo.errors import TuningError
 from minicarlo.files import output_error
+from minicarlo.precision.scheme import Scheme
+from minicarlo.precision.sensitivity import Probe
 from minicarlo.precision.strategies.base import Trial
 
 
@@ -23,8 +26,7 @@ class History:
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
         self.path = path
         self.trials: list[Trial] = []
-        self.sensitivities: dict[tuple[str, str], float] = {}
-        self.families: dict[tuple[str, str], dict[str, float]] = {}
+        self.sensitivities: dict[tuple[str, str], Probe] = {}
         self.times: dict[tuple[str, str], dict[str, float]] = {}
         self.wrong_kernels: list[dict[str, Any]] | None = None
         header = {"kind": "request", **request}
@@ -40,13 +42,13 @@ class History:
         self.trials.append(trial)
         self._append(trial.to_dict())
 
-    def add_sensitivity(
-        self, layer: str, form: str, value: float, seconds: float, families: Mapping[str, float] | None = None
-    ) -> None:
-        """Keep what one layer alone in one format does, in all and to each family; infinity is written as null."""
-        self.sensitivities[layer, form], self.families[layer, form] = value, dict(families or {})
-        entry = {"layer": layer, "format": form, "value": value, "families": self.families[layer, form], "seconds": seconds}
-        self._append({"kind": "sensitivity", **entry})
+    def add_sensitivity(self, layer: str, form: str, probe: Probe) -> None:
+        """Keep what one layer alone in one format does; infinity is written as null."""
+        self.sensitivities[layer, form] = probe
+        entry = {"layer": layer, "format": form, "value": probe.value, "movement": probe.movement}
+        entry |= {"families": dict(probe.families), "seconds": probe.seconds}
+        schemes = {} if probe.scheme is None else {"scheme": str(probe.scheme), "tried": dict(probe.tried)}
+        self._append({"kind": "sensitivity", **entry, **schemes})
 
     def add_times(self, objective: str, form: str, seconds: Mapping[str, float]) -> None:
         """Keep the seconds of each layer in a format, as measured for an objective."""
@@ -75,14 +77,16 @@ class History:
                 names = {field.name for field in dataclasses.fields(Trial)}
                 self.trials.append(Trial(**{name: value for name, value in entry.items() if name in names}))
             elif entry.get("kind") == "sensitivity":
-                key = entry["layer"], entry["format"]
-                self.sensitivities[key] = math.inf if entry["value"] is None else float(entry["value"])
-                self.families[key] = _numbers(entry.get("families", {}))
+                scheme = Scheme.parse(entry["scheme"]) if "scheme" in entry else None
+                families, tried = (_numbers(entry.get(name, {})) for name in ("families", "tried"))
+                value, movement = (math.inf if entry[name] is None else float(entry[name]) for name in ("value", "movement"))
+                probe = Probe(value, movement, families, float(entry["seconds"]), scheme, tried)
+                self.sensitivities[entry["layer"], entry["format"]] = probe
             elif entry.get("kind") == "times":
                 self.times[entry["objective"], entry["format"]] = _numbers(entry["seconds"])
             elif entry.get("kind") == "audit":
                 self.wrong_kernels = [{**check} for check in entry["wrong"]]
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, TuningError):
             return False
         return entry.get("kind") in ("trial", "sensitivity", "times", "audit")
 

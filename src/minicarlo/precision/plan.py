@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from minicarlo.errors import TuningError
+from minicarlo.precision.scheme import DEFAULT, Scheme
 
 FORMATS = ("int8", "bf16", "fp32")
 """Number formats, from the cheapest to the reference."""
@@ -28,9 +30,13 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)  # equal to whatever mapping says the same
 class Plan(Mapping[str, str]):
-    """An assignment of every layer to a format, in graph order."""
+    """An assignment of every layer to a format, in graph order.
+
+    `schemes` says how int8 layers are quantised that are not quantised in the usual way.
+    """
 
     formats: tuple[tuple[str, str], ...]
+    schemes: tuple[tuple[str, Scheme], ...] = ()
 
     @classmethod
     def uniform(cls, layers: Iterable[Layer], form: str) -> Plan:
@@ -47,7 +53,18 @@ class Plan(Mapping[str, str]):
         unknown = sorted(set(changes) - set(self))
         if unknown:
             raise TuningError(f"The plan has no layer {unknown[0]!r:.80}; it has {', '.join(self)}.")
-        return Plan(tuple((name, _checked(changes.get(name, form))) for name, form in self.formats))
+        return Plan(tuple((name, _checked(changes.get(name, form))) for name, form in self.formats)).with_schemes(
+            dict(self.schemes)
+        )
+
+    def with_schemes(self, schemes: Mapping[str, Scheme]) -> Plan:
+        """The same plan with these schemes for those of its layers that are int8, and the usual one for all others."""
+        kept = ((name, schemes.get(name, DEFAULT)) for name in self.layers_in("int8"))
+        return Plan(self.formats, tuple((name, scheme) for name, scheme in kept if scheme != DEFAULT))
+
+    def scheme(self, layer: str) -> Scheme:
+        """How a layer is quantised if it is int8."""
+        return dict(self.schemes).get(layer, DEFAULT)
 
     def __getitem__(self, layer: str) -> str:
         return dict(self.formats)[layer]
@@ -70,15 +87,20 @@ class Plan(Mapping[str, str]):
     @property
     def key(self) -> str:
         """Short digest that names the plan."""
-        return hashlib.sha256(json.dumps(self.formats).encode()).hexdigest()[:16]
+        schemes = [[[name, str(scheme)] for name, scheme in self.schemes]] if self.schemes else []
+        return hashlib.sha256(json.dumps([*self.formats, *schemes]).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
-        """For a person: "all int8" or "int8, but bf16: shape.conv1; fp32: noise"."""
+        """For a person: "all int8", "int8, but bf16: shape.conv1; fp32: noise", with schemes as "(kl: 2 layers)"."""
         present = [form for form in FORMATS if self.layers_in(form)]
+        schemes = Counter(str(scheme) for _, scheme in self.schemes)
+        note = ", ".join(f"{text}: {count} layer{'s' if count > 1 else ''}" for text, count in schemes.items())
+        suffix = f" ({note})" if note else ""
         if len(present) == 1:
-            return f"all {present[0]}"
+            return f"all {present[0]}{suffix}"
         main = max(present, key=lambda form: len(self.layers_in(form)))
-        return f"{main}, but " + "; ".join(f"{form}: {', '.join(self.layers_in(form))}" for form in present if form != main)
+        others = "; ".join(f"{form}: {', '.join(self.layers_in(form))}" for form in present if form != main)
+        return f"{main}, but {others}{suffix}"
 
 
 def int8_share(formats: Mapping[str, str], layers: Sequence[Layer]) -> float:

@@ -6,6 +6,7 @@ rewrites: []               # of the graph, before anything else: kind and target
 layers:
   shape.conv1: int8        # every layer of the graph in graph order
   shape.conv2: fp32
+  shape.conv3: int8 kl     # int8 with a scheme (`minicarlo.precision.scheme`); without one, what is right on the machine
 ```
 """
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from minicarlo.errors import TuningError
 from minicarlo.graph.recipe import Rewrite
 from minicarlo.precision.plan import FORMATS, Layer, Plan
+from minicarlo.precision.scheme import Scheme
 
 _LARGEST = 1 << 20
 
@@ -73,22 +75,35 @@ class PlanFile:
     def plan(self, layers: Sequence[Layer]) -> Plan:
         """The plan for a graph of these layers. Raises TuningError unless each has a known format and there are no others."""
         names = [layer.name for layer in layers]
-        for name, form in self.layers.items():
+        forms: dict[str, str] = {}
+        schemes: dict[str, Scheme] = {}
+        for name, text in self.layers.items():
+            form, _, scheme = text.strip().partition(" ")
             if name not in names:
                 raise TuningError(f"Plan {self.path}: the network has no layer {name!r:.80}; its layers are {', '.join(names)}.")
             if form not in FORMATS:
                 raise TuningError(
                     f"Plan {self.path}: layer {name} has the format {form!r:.40}; choose among {', '.join(FORMATS)}."
                 )
-        if missing := [name for name in names if name not in self.layers]:
+            if scheme and form != "int8":
+                raise TuningError(f"Plan {self.path}: layer {name} is {form}, which takes no {scheme!r:.40}. Leave that out.")
+            forms[name] = form
+            if scheme:
+                try:
+                    schemes[name] = Scheme.parse(scheme)
+                except TuningError as error:
+                    raise TuningError(f"Plan {self.path}, layer {name}: {error}") from error
+        if missing := [name for name in names if name not in forms]:
             raise TuningError(f"Plan {self.path}: layer {missing[0]} has no format. Add it, with one of {', '.join(FORMATS)}.")
-        return Plan.of({name: self.layers[name] for name in names})
+        return Plan.of({name: forms[name] for name in names}).with_schemes(schemes)
 
 
 def plan_yaml(plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite]) -> bytes:
     """The plan file of `plan`: beside each layer stands its share of the multiply-accumulates."""
     total = sum(layer.macs for layer in layers) or 1
-    entries = {layer.name: yaml.safe_dump({layer.name: plan[layer.name]}, allow_unicode=True).strip() for layer in layers}
+    schemes = dict(plan.schemes)
+    texts = {name: f"{form} {schemes[name]}" if name in schemes else form for name, form in plan.items()}
+    entries = {layer.name: yaml.safe_dump({layer.name: texts[layer.name]}, allow_unicode=True).strip() for layer in layers}
     width = max(map(len, entries.values()))
     lines = [f"  {entries[layer.name]:{width}}  # {layer.macs / total:.1%} of the multiply-accumulates" for layer in layers]
     head = yaml.safe_dump({"version": 1, "rewrites": [asdict(rewrite) for rewrite in rewrites]}, sort_keys=False)

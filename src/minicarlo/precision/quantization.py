@@ -13,11 +13,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minicarlo.engines import CompiledGenerator, compile_model, mac_layers
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
@@ -25,7 +27,10 @@ from minicarlo.engines.openvino import biases
 from minicarlo.errors import TuningError
 from minicarlo.models.network import name_layers
 from minicarlo.precision.ir import CARRIERS, mark_precise
+from minicarlo.precision.layer import Place, Values, corrected, operation_of
 from minicarlo.precision.plan import Layer, Plan
+from minicarlo.precision.ranges import Histogram, bounds, histograms
+from minicarlo.precision.scheme import DEFAULT, Scheme
 from minicarlo.precision.transplant import QuantisedLayer, keep_biases_apart, read_quantised, transplant
 
 if TYPE_CHECKING:
@@ -64,9 +69,11 @@ class Quantizer:
 
     `model` is the float32 graph, `batches` the inputs that activation ranges are measured on, `name` what messages call it.
 
-    NNCF runs once, over all layers; a plan then takes from that model what belongs to its int8 layers (activation ranges,
-    int8 weights, corrected bias), so that one more plan costs no calibration and what a layer becomes does not depend on
-    the others. Raises TuningError when the graph has no layer to plan.
+    NNCF runs once, over all layers (again for weights of half the range); a plan then takes from that model what belongs to its
+    int8 layers (activation ranges, int8 weights, corrected bias), so that one more plan costs no calibration and what a layer
+    becomes does not depend on the others. Schemes with other ranges replace these and correct the bias anew.
+
+    Raises TuningError when the graph has no layer to plan.
     """
 
     def __init__(self, model: openvino.Model, batches: Sequence[Arrays], name: str) -> None:
@@ -79,7 +86,8 @@ class Quantizer:
                 f"{name} has no convolution or matrix product with fixed weights, so there is no precision to lower."
             )
         self.layers = _layers(self._model, self._names, batches[0])
-        self._quantised: dict[str, QuantisedLayer] | None = None
+        self._base: dict[bool, dict[str, QuantisedLayer]] = {}
+        self._variants: dict[tuple[str, Scheme], QuantisedLayer] = {}
 
     @property
     def model(self) -> openvino.Model:
@@ -91,11 +99,14 @@ class Quantizer:
         """Name of the operation to name of the layer."""
         return self._names
 
-    def quantised(self) -> Mapping[str, QuantisedLayer]:
-        """What makes a layer int8, for every layer that NNCF quantises."""
-        if self._quantised is None:
-            self._quantised = read_quantised(self._calibrated(), self._names)
-        return self._quantised
+    def quantised(self, layer: str, scheme: Scheme = DEFAULT) -> QuantisedLayer | None:
+        """What makes a layer int8; None for one that NNCF does not quantise."""
+        base = self._calibrated(scheme.half_range).get(layer)
+        if base is None or (scheme.ranges, scheme.symmetric) == (DEFAULT.ranges, DEFAULT.symmetric):
+            return base
+        if (layer, scheme) not in self._variants:
+            self._variants[layer, scheme] = self._variant(layer, base, scheme)
+        return self._variants[layer, scheme]
 
     @classmethod
     def of(cls, subject: Subject) -> Quantizer:
@@ -106,8 +117,8 @@ class Quantizer:
         """The model in which each layer has the format of `plan` and everything else is float32."""
         model, chosen = self._model, set(plan.layers_in("int8"))
         if chosen:
-            quantised = self.quantised()
-            model = transplant(self._model, self._names, {name: quantised[name] for name in chosen if name in quantised})
+            layers = {name: self.quantised(name, plan.scheme(name)) for name in chosen}
+            model = transplant(self._model, self._names, {name: each for name, each in layers.items() if each is not None})
         if plan.inference_precision == "bf16":
             model = keep_biases_apart(model, {operation for operation, layer in self._names.items() if plan[layer] == "fp32"})
         xml, weights = _serialise(model)
@@ -116,10 +127,16 @@ class Quantizer:
             xml = mark_precise(xml, formats)
         return PlannedModel(xml, weights, plan.inference_precision)
 
-    def _calibrated(self) -> openvino.Model:
+    def _calibrated(self, half_range: bool) -> dict[str, QuantisedLayer]:
+        if half_range not in self._base:
+            self._base[half_range] = read_quantised(self._by_nncf(half_range), self._names)
+        return self._base[half_range]
+
+    def _by_nncf(self, half_range: bool) -> openvino.Model:
         nncf = _nncf()
         # Fast bias correction leaves transposed convolutions out; the slow one covers them.
         transposed = any("Backprop" in layer.operation for layer in self.layers)
+        overflow = nncf.OverflowFix.ENABLE if half_range else nncf.OverflowFix.DISABLE
         with redirect_stdout(io.StringIO()):  # NNCF draws its progress bars there
             return nncf.quantize(
                 self._model.clone(),
@@ -128,9 +145,36 @@ class Quantizer:
                 subset_size=len(self._batches),
                 fast_bias_correction=not transposed,
                 ignored_scope=nncf.IgnoredScope(names=_untouchable(self._model, self._names), validate=False),
-                # half-range weights would only help processors without VNNI
-                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.DISABLE),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
             )
+
+    def _variant(self, layer: str, base: QuantisedLayer, scheme: Scheme) -> QuantisedLayer:
+        """A layer whose ranges are those of `scheme` and whose bias makes up for them."""
+        operation = next(name for name, each in self._names.items() if each == layer)
+        symmetric = scheme.symmetric or "Backprop" in operation_of(self._model, operation).get_type_name()
+        ranges = tuple(
+            replace(entry, bounds=bounds(self._histograms[entry.consumer, entry.port], replace(scheme, symmetric=symmetric)))
+            for entry in base.ranges
+        )
+        return corrected(self._model, operation, replace(base, ranges=ranges), self._first_values[operation, 0])
+
+    @cached_property
+    def _histograms(self) -> dict[Place, Histogram]:
+        """Of the values at every place where NNCF put a range."""
+        places = dict.fromkeys(
+            (entry.consumer, entry.port) for layer in self._calibrated(False).values() for entry in layer.ranges
+        )
+        values = Values(self._model, places, self._shapes)
+        return histograms(lambda: map(values, self._batches))
+
+    @cached_property
+    def _first_values(self) -> dict[Place, NDArray[np.float32]]:
+        """What reaches every layer in the first batch."""
+        return Values(self._model, [(operation, 0) for operation in self._names], self._shapes)(self._batches[0])
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape for name, array in self._batches[0].items()}
 
 
 def compile_planned(model: PlannedModel, *, batch: int | None = None, streams: int = 1, threads: int = 1) -> CompiledGenerator:

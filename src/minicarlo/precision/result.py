@@ -27,7 +27,10 @@ class TuneResult:
     says why. `trials` counts every plan that was run, sensitivity probes included, `full_evaluations` those that the criterion
     judged, each on as many events as its verdict needed; `events` counts these events, probes included. `criterion` has
     `name`, `reference` (fp32 against itself: zero), `value`, `low`, `high` (on held-out events), `tolerance`, `confidence` and
-    `floor` (two independent fp32 samples). `wrong_kernels` were not offered to the search. `speedup` is relative to fp32,
+    `floor` (two independent fp32 samples). `not_offered` are the formats that the processor lacks, with the reason, and
+    `wrong_kernels` those kernels that compute something else: they were not offered to the search, or only with weights of half
+    the range where these make them right (`half_range`). `schemes` says how int8 layers are quantised that are not in the usual
+    way. `speedup` is relative to fp32,
     measured (or estimated from multiply-accumulates where nothing is timed); `measures` are the ratios to fp32 by objective.
     `candidates` are all trials that passed, with their measures; `front` marks those that no other beats in all objectives.
     `layers` is the table of `minicarlo.precision.table`: what each layer alone does to the criterion and costs.
@@ -50,6 +53,8 @@ class TuneResult:
     interrupted: bool = False
     monte_carlo: dict[str, Any] | None = None
     wrong_kernels: tuple[dict[str, Any], ...] = ()
+    not_offered: dict[str, str] = field(default_factory=dict)
+    schemes: dict[str, str] = field(default_factory=dict)
     layers: tuple[dict[str, Any], ...] = ()
     history: tuple[Trial, ...] = field(default=(), repr=False)
 

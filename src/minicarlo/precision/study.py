@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from minicarlo.engines import machine
 from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.errors import TuningError
 from minicarlo.precision.audit import FORMATS as AUDITED
-from minicarlo.precision.audit import check_kernels
+from minicarlo.precision.audit import KernelCheck, check_kernels
 from minicarlo.precision.budget import Budget, OutOfBudget
 from minicarlo.precision.criterion import Comparison
 from minicarlo.precision.evaluation import Evaluation
@@ -23,7 +24,8 @@ from minicarlo.precision.plan import Plan, int8_share
 from minicarlo.precision.planfile import plan_yaml
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.result import Status, TuneResult, account
-from minicarlo.precision.sensitivity import LayerSensitivity
+from minicarlo.precision.scheme import Scheme
+from minicarlo.precision.sensitivity import LayerSensitivity, Probe
 from minicarlo.precision.strategies import Trial
 from minicarlo.precision.subject import Subject
 from minicarlo.precision.table import layer_table
@@ -47,19 +49,21 @@ class Study:
         budget: Budget,
         objectives: Objectives,
         confirm: Confirm | None,
+        schemes: Sequence[Scheme],
+        not_offered: dict[str, str],
         progress: Progress | None,
         status: Callable[[Status], None] | None,
     ) -> None:
         self._subject, self._criterion, self._confirm, self._status = subject, subject.criterion, confirm, status
         self._quantizer, self._evaluation, self._history = quantizer, evaluation, history
         self._tolerance, self.budget, self._objectives, self._progress = tolerance, budget, objectives, progress
-        self._known = {Plan.of(trial.plan).key: trial for trial in history.trials}
+        self._known = {trial.planned.key: trial for trial in history.trials}
         self._confirmations: dict[int, dict[str, Any]] = {}
         self.interrupted = False
         self._probes = 0
-        self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history.sensitivities, self._record)
-        self._probe_seconds = 0.0
-        self._probe_families: dict[str, float] = {}
+        self._usual, self._not_offered = tuple(schemes), not_offered
+        share = tolerance / math.sqrt(len(quantizer.layers))  # as what independent layers do adds up
+        self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history, self._schemes, share)
         self.cost = objectives.cost
         self.trials: list[Trial] = []
 
@@ -72,8 +76,9 @@ class Study:
         return self._history.wrong_kernels or []
 
     def offered(self, formats: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        """The formats that each layer may have: of `formats` those whose kernels are right."""
-        wrong = {(check["layer"], check["format"]) for check in self.wrong_kernels(formats)}
+        """The formats that each layer may have: of `formats` those whose kernels are right, if only with half-range weights."""
+        checks = (KernelCheck(**check) for check in self.wrong_kernels(formats))
+        wrong = {(check.layer, check.format) for check in checks if not check.mended}
         return {layer.name: tuple(f for f in formats if (layer.name, f) not in wrong) for layer in self._quantizer.layers}
 
     def probe_all(self, offered: Mapping[str, tuple[str, ...]]) -> None:
@@ -84,6 +89,20 @@ class Study:
                     self.sensitivity(layer, form)
         for form in dict.fromkeys(form for formats in offered.values() for form in formats):
             self._objectives.layer_seconds(self._objectives.clock, form)
+
+    def resolve(self, plan: Plan) -> Plan:
+        """A plan whose int8 layers are quantised in the way that is known to be best for each."""
+        return plan.with_schemes({name: self._scheme(name) for name in plan.layers_in("int8")})
+
+    def _scheme(self, layer: str) -> Scheme:
+        probe = self._history.sensitivities.get((layer, "int8"))
+        return self._schemes(layer)[0] if probe is None or probe.scheme is None else probe.scheme
+
+    def _schemes(self, layer: str) -> list[Scheme]:
+        """Those that an int8 layer may have, the usual one first."""
+        checks = (KernelCheck(**check) for check in self._history.wrong_kernels or ())
+        half = any(check.mended for check in checks if (check.layer, check.format) == (layer, "int8"))
+        return [replace(scheme, half_range=half or scheme.half_range) for scheme in self._usual]
 
     def evaluate(self, plan: Plan) -> Trial:
         """Run a plan and judge it; what an earlier run of the same request found is not run again."""
@@ -104,6 +123,7 @@ class Study:
             "trial": len(self._history.trials) + 1,
             "plan": dict(plan),
             "description": plan.describe(),
+            "schemes": {name: str(scheme) for name, scheme in plan.schemes},
         }
         try:
             network = self._evaluation.compile(plan)
@@ -150,7 +170,7 @@ class Study:
             seconds=time.monotonic() - start,
         )
 
-    def _probe(self, plan: Plan) -> float:
+    def _probe(self, plan: Plan) -> Probe:
         if self.budget.out_of_time:
             raise OutOfBudget
         start = time.monotonic()
@@ -161,15 +181,11 @@ class Study:
             followed = all(ran.get(name) == form for name, form in plan.items())
         except RuntimeError:
             followed = False
-        found = self._evaluation.probe(network) if followed else Comparison(math.inf, math.inf, math.inf, {})
+        nothing = Comparison(math.inf, math.inf, math.inf, {}), math.inf
+        found, movement = self._evaluation.probe(network) if followed else nothing
         self._probes += 1
-        self._probe_families = found.families
-        self._probe_seconds = time.monotonic() - start
         self._tick()
-        return found.value
-
-    def _record(self, layer: str, form: str, value: float) -> None:
-        self._history.add_sensitivity(layer, form, value, self._probe_seconds, self._probe_families)
+        return Probe(found.value, movement, found.families, time.monotonic() - start)
 
     def _tick(self) -> None:
         if self._progress is not None:
@@ -190,7 +206,7 @@ class Study:
     def _confirmation(self, trial: Trial) -> dict[str, Any]:
         """What the second judge says of a trial; empty if there is none."""
         if self._confirm is not None and trial.trial not in self._confirmations:
-            self._confirmations[trial.trial] = self._confirm(self._evaluation.compile(Plan.of(trial.plan)))
+            self._confirmations[trial.trial] = self._confirm(self._evaluation.compile(trial.planned))
         return self._confirmations.get(trial.trial, {})
 
     def replay(self, plan: Plan, output: Path, *, probed: tuple[str, ...] = ()) -> TuneResult:
@@ -199,7 +215,7 @@ class Study:
         Each layer is probed in the formats `probed`.
         """
         offered = self.offered(tuple(dict.fromkeys((*probed, *plan.values()))))
-        trial = self.evaluate(plan)
+        trial = self.evaluate(plan.with_schemes(dict(self.resolve(plan).schemes) | dict(plan.schemes)))
         if not trial.followed:
             self._history.remove()
             raise TuningError(f"The plan cannot be applied on this machine: {trial.reason}.")
@@ -225,7 +241,7 @@ class Study:
 
     def _result(self, output: Path, best: Trial | None, *, accepted: bool, reason: str) -> TuneResult:
         """Judge the plan of a trial (fp32 if there is none) on held-out events and write it."""
-        plan = Plan.uniform(self._quantizer.layers, "fp32") if best is None else Plan.of(best.plan)
+        plan = Plan.uniform(self._quantizer.layers, "fp32") if best is None else best.planned
         compiled = self._evaluation.compile(plan)
         ran = compiled.precision_report()
         held_out = Comparison(0, 0, 0, {}) if best is None else self._evaluation.held_out(compiled)
@@ -259,6 +275,8 @@ class Study:
             interrupted=self.interrupted,
             monte_carlo=self._confirmation(best) or None if best is not None else next(iter(self._confirmations.values()), None),
             wrong_kernels=tuple(self._history.wrong_kernels or ()),
+            not_offered=self._not_offered,
+            schemes={name: str(scheme) for name, scheme in plan.schemes},
             layers=layer_table(self._quantizer.layers, plan, ran, self._history),
             history=tuple(self.trials),
         )

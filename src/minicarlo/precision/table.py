@@ -12,9 +12,10 @@ from minicarlo.precision.plan import Layer, Plan
 def layer_table(layers: Sequence[Layer], plan: Plan, ran: dict[str, str], history: History) -> tuple[dict[str, Any], ...]:
     """A row for each layer in graph order, from what a history knows.
 
-    Keys: `name`, `operation`, `macs` (multiply-accumulates per event), `mac_share`, `format` and `ran` (planned and run), and by
-    format `harm` (the criterion with this layer alone so; infinite where it does not run), `moves` (the family of observables, or
-    the output, that changes most), `seconds` (of the layer in one inference). A format that was not measured is missing.
+    Keys: `name`, `operation`, `macs` (multiply-accumulates per event), `mac_share`, `format` and `ran` (planned and run),
+    `scheme` (how an int8 layer is quantised), and by format `harm` (the criterion with this layer alone so; infinite where it
+    does not run), `moves` (the family of observables, or the output, that changes most), `seconds` (of the layer in one
+    inference). A format that was not measured is missing.
     """
     total = sum(layer.macs for layer in layers) or 1
     clock = next((objective for objective, _ in history.times), None)
@@ -24,11 +25,12 @@ def layer_table(layers: Sequence[Layer], plan: Plan, ran: dict[str, str], histor
             "mac_share": layer.macs / total,
             "format": plan[layer.name],
             "ran": ran.get(layer.name),
-            "harm": {form: value for (name, form), value in history.sensitivities.items() if name == layer.name},
+            "scheme": str(plan.scheme(layer.name)) if plan[layer.name] == "int8" else None,
+            "harm": {form: probe.value for (name, form), probe in history.sensitivities.items() if name == layer.name},
             "moves": {
-                form: max(families, key=families.__getitem__)
-                for (name, form), families in history.families.items()
-                if name == layer.name and families
+                form: max(probe.families, key=probe.families.__getitem__)
+                for (name, form), probe in history.sensitivities.items()
+                if name == layer.name and probe.families
             },
             "seconds": {
                 form: seconds[layer.name]

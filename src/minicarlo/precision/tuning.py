@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from minicarlo.engines import machine
+from minicarlo.engines import has_bf16, machine
 from minicarlo.errors import MinicarloError, OutputError, TuningError
 from minicarlo.events import events_info
 from minicarlo.files import check_writable
@@ -22,6 +22,7 @@ from minicarlo.precision.planfile import PlanFile
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.result import Status, TuneResult
 from minicarlo.precision.rewriting import with_rewrites
+from minicarlo.precision.scheme import RANGES, Scheme
 from minicarlo.precision.strategies import Problem, get_strategy
 from minicarlo.precision.study import Progress, Study
 from minicarlo.precision.subjects import is_surrogate, subject_of
@@ -29,6 +30,7 @@ from minicarlo.precision.surrogates import SurrogateSubject
 from minicarlo.surrogate import Surrogate
 
 ExitPolicy = Literal["first", "exhausted"]
+LACKING = {"bf16": "This processor has no arithmetic in bf16."}
 
 
 def tune(
@@ -51,6 +53,8 @@ def tune(
     reference: Path | str | None = None,
     objective: str | Sequence[str] = "throughput",
     timing_seconds: float = 1.0,
+    ranges: Sequence[str] = RANGES,
+    portable: bool = False,
     plan: Path | str | None = None,
     sensitivity: bool = False,
     progress: Progress | None = None,
@@ -88,12 +92,21 @@ def tune(
         criterion: for surrogates "fidelity" (largest relative change of any family of observables, unless another is named) or
             "profile" (CERN's figure). For others "relative-l2" (unless another is named), "max-error", "cosine", "wasserstein",
             "accuracy", "module:function", or a function (see `minicarlo.precision.losses`).
+        ranges: estimators of int8 layers' ranges, of min-max, percentile, mse, kl. The first is what layers begin with; a layer
+            that alone takes more than its share of the tolerance is tried with the others, too.
+        portable: give int8 weights half of their range, so that sums do not saturate on processors without VNNI either.
         calibration_events: events that activation ranges are measured on; a surrogate's cover its whole energy range.
 
     Raises TuningError, InvalidSurrogate, InvalidModel, MissingExtra, InvalidEventSet, OutputError.
     """
     output = Path(output)
-    allowed = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, exit_policy)
+    wanted = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, exit_policy)
+    if not ranges or (unknown := [each for each in ranges if each not in RANGES]):
+        raise TuningError(f"Ranges {unknown[0] if ranges else ''!r:.40} are unknown; choose among {', '.join(RANGES)}.")
+    lacking = {form: reason for form, reason in LACKING.items() if form in wanted and not has_bf16()}
+    allowed = tuple(form for form in wanted if form not in lacking)
+    if lacking and allowed == ("fp32",):
+        raise TuningError(f"{' '.join(lacking.values())} Allow another format than {', '.join(lacking)}.")
     objectives = parse_objectives(objective)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
@@ -127,6 +140,8 @@ def tune(
         "calibration_events": calibration_events,
         "evaluation_events": evaluation_events,
         "objective": list(objectives),
+        "ranges": list(ranges),
+        "portable": portable,
         "machine": machine(),
     }
     chosen_strategy = get_strategy(strategy)
@@ -146,6 +161,8 @@ def tune(
         budget=Budget(max_trials, time_limit),
         objectives=Objectives(objectives, quantizer, evaluation, timing_seconds, history),
         confirm=confirm,
+        schemes=[Scheme(name, half_range=portable) for name in ranges],
+        not_offered=lacking,
         progress=progress,
         status=status,
     )
@@ -153,9 +170,17 @@ def tune(
         if given is not None:
             return study.replay(given.plan(quantizer.layers), output, probed=allowed if sensitivity else ())
         offered = study.offered(allowed)
-        search = chosen_strategy(
-            Problem(quantizer.layers, offered, tolerance, study.sensitivity, study.cost, max_trials=max_trials, seed=seed)
+        problem = Problem(
+            quantizer.layers,
+            offered,
+            tolerance,
+            study.sensitivity,
+            study.cost,
+            max_trials=max_trials,
+            seed=seed,
+            resolve=study.resolve,
         )
+        search = chosen_strategy(problem)
     except MinicarloError:
         if not history.trials:
             history.remove()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from minicarlo.precision.plan import FORMATS, Layer, Plan
+from minicarlo.precision.scheme import Scheme
 
 Sensitivity = Callable[[str, str], float]
 """(layer, format) to the criterion's value with that layer alone so; measured when first asked for, infinite if it cannot run."""
@@ -18,7 +19,7 @@ Cost = Callable[[str, str], float]
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan and what came of it.
+    """A plan and what came of it; `schemes` are those of its int8 layers that are not quantised in the usual way.
 
     `value`, `low` and `high` are the criterion on the events of the search, of which as many were run as the verdict needed;
     `held_out` the same keys on events the search never saw (only for what passed the search). `events` counts both. `measures`
@@ -44,6 +45,12 @@ class Trial:
     speedup_spread: float | None = None
     int8_share: float = 0.0
     seconds: float = 0.0
+    schemes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> Plan:
+        """The plan, with its schemes."""
+        return Plan.of(self.plan).with_schemes({name: Scheme.parse(text) for name, text in self.schemes.items()})
 
     @property
     def upper(self) -> float:
@@ -66,7 +73,8 @@ class Problem:
     """What a strategy knows before it has tried anything.
 
     `formats` are those each layer may have, cheapest first, fp32 last. `max_trials` is the budget, `seed` that of whatever a
-    strategy draws at random. `sensitivity` and `cost` measure when asked.
+    strategy draws at random. `sensitivity` and `cost` measure when asked. `resolve` gives a plan the schemes that are known to be
+    best for its layers; these may become others as sensitivities are measured.
     """
 
     layers: tuple[Layer, ...]
@@ -76,6 +84,7 @@ class Problem:
     cost: Cost
     max_trials: int = 100
     seed: int = 0
+    resolve: Callable[[Plan], Plan] = lambda plan: plan
 
 
 Search = Generator[Plan, Trial, None]
@@ -108,7 +117,7 @@ class Strategy(ABC):
         try:
             if self._wanted is None:
                 self._wanted = next(self._search)
-            while (plan := self._available(self._wanted)).key in self._known:
+            while (plan := self.problem.resolve(self._available(self._wanted))).key in self._known:
                 self._wanted = self._search.send(self._known[plan.key])
         except StopIteration:
             return None
@@ -116,7 +125,7 @@ class Strategy(ABC):
 
     def tell(self, trial: Trial) -> None:
         """What came of the plan that was asked for last."""
-        self._known[Plan.of(trial.plan).key] = trial
+        self._known[trial.planned.key] = trial
         if not trial.followed:  # `ran` is empty if it did not compile, which is nobody's fault in particular
             for name, form in trial.plan.items():
                 if trial.ran and trial.ran.get(name) != form and form != "fp32" and form in self.formats[name]:

@@ -42,7 +42,9 @@ class Pareto(Strategy):
         first = yield self.cheapest()
         if first.accepted:
             return
-        passed = yield from self._fastest(max(self._excess(first), 1.0))
+        harms = self._excess(first)  # measured now; layers may be quantised better from here on, which says nothing of the first
+        better = self.problem.resolve(first.planned).key != first.planned.key
+        passed = yield from self._fastest(1.0 if better else max(harms, 1.0))
         for spend in range(_SPENDS):
             if passed is None:
                 return
