@@ -67,6 +67,9 @@ if TYPE_CHECKING:
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="Apply exactly this plan (a plan.yaml) instead of searching.")
 @click.option("--sensitivity", is_flag=True, help="Measure what each layer does alone in each format even if no search needs it.")
+@click.option(
+    "--cluster", help="Dask workers for what needs no clock: local[:N], ssh:HOST,HOST, slurm[:N], htcondor[:N], tcp://HOST:PORT."
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of latents, energies and the bootstrap.")
 @json_option
 def command(
@@ -90,6 +93,7 @@ def command(
     objective: str,
     plan: Path | None,
     sensitivity: bool,
+    cluster: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -132,6 +136,7 @@ def command(
             objective=objective,
             plan=plan,
             sensitivity=sensitivity,
+            cluster=cluster,
             seed=seed,
             progress=display.progress,
             status=display.status,

@@ -113,10 +113,18 @@ class Crew:
                 continue
             yield job.task, result
 
-    def map(self, function: Callable[[Any, Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def map(
+        self,
+        function: Callable[[Any, Task], Result],
+        tasks: Iterable[Task],
+        *,
+        name: Callable[[Task], str] = str,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Iterator[Result]:
         """What `function` makes of the order and each of `tasks`, in their order; they are read a little ahead.
 
-        Raises what `finished` raises. Nothing else may be under way.
+        `name` is what messages call a task; `meanwhile` is called every second, and may end it all by raising. Raises what
+        `finished` raises. Nothing else may be under way.
         """
         queue = enumerate(tasks)
         upcoming = next(queue, None)
@@ -126,8 +134,9 @@ class Crew:
             while upcoming is not None or self.busy:
                 while upcoming is not None and self.has_room:
                     number, task = upcoming
-                    self.submit(number, str(task), function, task)
+                    self.submit(number, name(task), function, task)
                     upcoming = next(queue, None)
+                meanwhile()
                 for number, result in self.finished():
                     done[number] = result
                     while emitted in done:

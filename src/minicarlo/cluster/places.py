@@ -164,6 +164,7 @@ def _specified(workers: dict[int, dict[str, Any]], security: Any, host: str | No
     from distributed import Scheduler, SpecCluster
 
     options = {"host": host, "port": 0, "protocol": "tls://", "security": security, "dashboard": False}
+    options["dashboard_address"] = "127.0.0.1:0"  # its web server is there without a dashboard, too
     return SpecCluster(workers, {"cls": Scheduler, "options": options}, security=security, silence_logs=logging.CRITICAL)
 
 
@@ -199,5 +200,5 @@ def _start_jobs(place: Where) -> Any:  # noqa: ANN401
         n_workers=place.workers or 1,
         security=True,
         shared_temp_directory=shared,
-        scheduler_options={"dashboard": False, **options},
+        scheduler_options={"dashboard": False, "dashboard_address": "127.0.0.1:0", **options},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +19,12 @@ from minicarlo.precision.budget import Budget, OutOfBudget
 from minicarlo.precision.criterion import Comparison
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History, plain
+from minicarlo.precision.judge import Verdict
 from minicarlo.precision.objectives import Objectives, listed
 from minicarlo.precision.plan import Plan, int8_share
 from minicarlo.precision.planfile import plan_yaml
 from minicarlo.precision.quantization import Quantizer
+from minicarlo.precision.remote import Probed, Workers
 from minicarlo.precision.result import Status, TuneResult, account
 from minicarlo.precision.scheme import Scheme
 from minicarlo.precision.sensitivity import LayerSensitivity, Probe
@@ -61,6 +63,9 @@ class Study:
         self._confirmations: dict[int, dict[str, Any]] = {}
         self.interrupted = False
         self._probes = 0
+        self._workers: Workers | None = None
+        self._ahead: Iterator[tuple[str, Verdict | None]] = iter(())
+        self._verdicts: dict[str, Verdict | None] = {}
         self._usual, self._not_offered = tuple(schemes), not_offered
         share = tolerance / math.sqrt(len(quantizer.layers))  # as what independent layers do adds up
         self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history, self._schemes, share)
@@ -83,12 +88,17 @@ class Study:
 
     def probe_all(self, offered: Mapping[str, tuple[str, ...]]) -> None:
         """Measure what each layer does alone in each format, and its time; what is known is not measured again."""
-        for layer, formats in offered.items():
-            for form in formats:
-                if form != "fp32":
-                    self.sensitivity(layer, form)
+        self.sensitivity.measure(pairs(offered))
         for form in dict.fromkeys(form for formats in offered.values() for form in formats):
             self._objectives.layer_seconds(self._objectives.clock, form)
+
+    def with_workers(self, workers: Workers, offered: Mapping[str, tuple[str, ...]], plans: Iterable[Plan]) -> None:
+        """Have workers probe layers, all at once when the first is asked for, and judge `plans`, known beforehand, ahead."""
+        self._workers, self.sensitivity.together = workers, pairs(offered)
+        ahead = [plan for plan in plans if plan.key not in self._known]
+        candidates = ((self._quantizer.apply(plan), self._tolerance) for plan in ahead)
+        verdicts = workers.judge(candidates, self._check_time)
+        self._ahead = zip((plan.key for plan in ahead), verdicts, strict=True) if ahead else iter(())
 
     def resolve(self, plan: Plan) -> Plan:
         """A plan whose int8 layers are quantised in the way that is known to be best for each."""
@@ -141,8 +151,8 @@ class Study:
             return Trial(
                 **base, followed=False, accepted=False, reason=reason, int8_share=share, seconds=time.monotonic() - start
             )
-        comparison, events, passed = self._evaluation.search_until_certain(network, self._tolerance)
-        held_out = self._evaluation.held_out(network) if passed else None
+        verdict = self._foreseen(plan) or self._evaluation.judge(network, self._tolerance)
+        comparison, events, held_out = verdict.search, verdict.events, verdict.held_out
         accepted = held_out is not None and held_out.high <= self._tolerance
         if accepted:
             reason = "within the tolerance on the search's and on held-out events"
@@ -170,22 +180,42 @@ class Study:
             seconds=time.monotonic() - start,
         )
 
-    def _probe(self, plan: Plan) -> Probe:
+    def _foreseen(self, plan: Plan) -> Verdict | None:
+        """The verdict that workers have come to already; None if nobody was asked."""
+        while plan.key not in self._verdicts and (upcoming := next(self._ahead, None)) is not None:
+            key, verdict = upcoming
+            self._verdicts[key] = verdict
+        return self._verdicts.get(plan.key)
+
+    def _probe(self, plans: Sequence[Plan]) -> Iterator[Probe]:
+        """What each plan does to the criterion, in their order."""
+        start = time.monotonic()
+        found = None if self._workers is None else self._workers.probe(map(self._quantizer.apply, plans), self._check_time)
+        for plan in plans:
+            self._check_time()
+            self._tell(f"what {plan.describe().removeprefix('fp32, but ')} does alone")
+            probed = self._probed(plan) if found is None else next(found)
+            followed = probed is not None and all(probed[0].get(name) == form for name, form in plan.items())
+            nothing = Comparison(math.inf, math.inf, math.inf, {}), math.inf
+            comparison, movement = probed[1] if probed is not None and followed else nothing
+            self._probes += 1
+            self._tick()
+            yield Probe(comparison.value, movement, comparison.families, time.monotonic() - start)
+            start = time.monotonic()
+
+    def _check_time(self) -> None:
         if self.budget.out_of_time:
             raise OutOfBudget
-        start = time.monotonic()
-        self._tell(f"what {plan.describe().removeprefix('fp32, but ')} does alone")
+
+    def _probed(self, plan: Plan) -> Probed:
         try:
             network = self._evaluation.compile(plan)
             ran = network.precision_report()  # of layers without a plan, too
-            followed = all(ran.get(name) == form for name, form in plan.items())
         except RuntimeError:
-            followed = False
-        nothing = Comparison(math.inf, math.inf, math.inf, {}), math.inf
-        found, movement = self._evaluation.probe(network) if followed else nothing
-        self._probes += 1
-        self._tick()
-        return Probe(found.value, movement, found.families, time.monotonic() - start)
+            return None
+        if any(ran.get(name) != form for name, form in plan.items()):
+            return None
+        return ran, self._evaluation.probe(network)
 
     def _tick(self) -> None:
         if self._progress is not None:
@@ -294,3 +324,8 @@ class Study:
         speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._objectives.timed else None
         plan_file = plan_yaml(plan, self._quantizer.layers, self._subject.rewrites)
         self._subject.write(output, planned, kept | facts, self._history.content(), plan_file, speed)
+
+
+def pairs(offered: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, str], ...]:
+    """(layer, format) of all formats below fp32."""
+    return tuple((layer, form) for layer, formats in offered.items() for form in formats if form != "fp32")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from minicarlo.cluster import Where
 from minicarlo.engines import has_bf16, machine
 from minicarlo.errors import MinicarloError, OutputError, TuningError
 from minicarlo.events import events_info
@@ -17,9 +20,10 @@ from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History
 from minicarlo.precision.losses import UserFunction
 from minicarlo.precision.objectives import TIMED, Objectives, parse_objectives
-from minicarlo.precision.plan import FORMATS
+from minicarlo.precision.plan import FORMATS, Plan
 from minicarlo.precision.planfile import PlanFile
 from minicarlo.precision.quantization import Quantizer
+from minicarlo.precision.remote import workers
 from minicarlo.precision.result import Status, TuneResult
 from minicarlo.precision.rewriting import with_rewrites
 from minicarlo.precision.scheme import RANGES, Scheme
@@ -57,6 +61,7 @@ def tune(
     portable: bool = False,
     plan: Path | str | None = None,
     sensitivity: bool = False,
+    cluster: str | None = None,
     progress: Progress | None = None,
     status: Callable[[Status], None] | None = None,
 ) -> TuneResult:
@@ -84,6 +89,9 @@ def tune(
     With `sensitivity`, what each layer does alone in each format is measured in the end, and its time, also where the search had
     no need of it.
 
+    With `cluster` ("local", "ssh:host,host", "slurm:20", "tcp://host:port", … as for `generate`) workers measure what layers do
+    alone, side by side, and judge plans that do not depend on one another; what is timed is timed here. The result is the same.
+
     Arguments:
         model: a surrogate (directory, shipped name, or loaded), the path of an ONNX, .pt2 or .keras file or of a SavedModel, or
             a PyTorch module, an exported program, a Keras model, a JAX function, an OpenVINO model.
@@ -97,9 +105,12 @@ def tune(
         portable: give int8 weights half of their range, so that sums do not saturate on processors without VNNI either.
         calibration_events: events that activation ranges are measured on; a surrogate's cover its whole energy range.
 
-    Raises TuningError, InvalidSurrogate, InvalidModel, MissingExtra, InvalidEventSet, OutputError.
+    Raises TuningError, InvalidSurrogate, InvalidModel, MissingExtra, InvalidEventSet, OutputError; with `cluster` also
+    InvalidConfig and ClusterError.
     """
     output = Path(output)
+    if cluster is not None:
+        Where.parse(cluster)
     wanted = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, exit_policy)
     if not ranges or (unknown := [each for each in ranges if each not in RANGES]):
         raise TuningError(f"Ranges {unknown[0] if ranges else ''!r:.40} are unknown; choose among {', '.join(RANGES)}.")
@@ -186,12 +197,17 @@ def tune(
             history.remove()
         raise
     try:
-        while not study.budget.spent and (asked := search.ask()) is not None:
-            search.tell(trial := study.evaluate(asked))
-            if exit_policy == "first" and study.succeeded(trial):
-                break
-        if sensitivity:
-            study.probe_all(offered)
+        with ExitStack() as stack:
+            if cluster is not None:
+                reference_model = quantizer.apply(Plan.uniform(quantizer.layers, "fp32"))
+                crew = stack.enter_context(workers(cluster, subject, evaluation, reference_model))
+                study.with_workers(crew, offered, islice(search.ahead(), max_trials))
+            while not study.budget.spent and (asked := search.ask()) is not None:
+                search.tell(trial := study.evaluate(asked))
+                if exit_policy == "first" and study.succeeded(trial):
+                    break
+            if sensitivity:
+                study.probe_all(offered)
     except (KeyboardInterrupt, OutOfBudget) as stop:
         study.interrupted = isinstance(stop, KeyboardInterrupt)
     return study.finish(output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -100,6 +100,8 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
+    independent: ClassVar[bool] = False
+    """Whether the plans do not depend on what came of others, so that workers may judge them side by side."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -122,6 +124,10 @@ class Strategy(ABC):
         except StopIteration:
             return None
         return plan
+
+    def ahead(self) -> Iterator[Plan]:
+        """The plans to come, as far as that can be known."""
+        return map(self.problem.resolve, self.search() if self.independent else iter(()))
 
     def tell(self, trial: Trial) -> None:
         """What came of the plan that was asked for last."""

@@ -14,6 +14,7 @@ class Exhaustive(Strategy):
     """Every assignment of formats to layers, the fastest by prediction first. Raises TuningError when the budget is too small."""
 
     name = "exhaustive"
+    independent = True
 
     def __init__(self, problem: Problem) -> None:
         size = math.prod(len(problem.formats[layer.name]) for layer in problem.layers)

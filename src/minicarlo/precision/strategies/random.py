@@ -14,6 +14,7 @@ class Random(Strategy):
     """Every layer's format drawn at random, no plan twice, until all have been tried: what any other strategy has to beat."""
 
     name = "random"
+    independent = True
 
     def search(self) -> Search:
         """See Strategy."""
