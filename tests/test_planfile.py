@@ -86,7 +86,10 @@ def test_a_plan_for_a_rewritten_graph_rewrites_it_first(tmp_path):
     ("content", "message"),
     [
         ("version: 1\nlayers: {shape.conv1: int8, nothing: int8}", "no layer 'nothing'; its layers are"),
-        ("version: 1\nlayers: {shape.conv1: int7}", "layer shape.conv1 has the format 'int7'; choose among int8, bf16, fp32"),
+        (
+            "version: 1\nlayers: {shape.conv1: int7}",
+            "layer shape.conv1 has the format 'int7'; choose among int8, bf16, fp16, w4, w8, fp32",
+        ),
         ("version: 1\nlayers: {shape.conv1: int8 best}", "layer shape.conv1: 'best' does not say how a layer is quantised"),
         ("version: 1\nlayers: {shape.conv1: fp32 kl}", "is fp32, which takes no 'kl'"),
         ("version: 1\nlayers: {shape.conv1: int8}", "has no format"),

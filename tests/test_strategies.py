@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from minicarlo.errors import MissingExtra, TuningError
-from minicarlo.precision.plan import FORMATS, RELATIVE_COST, Layer, Plan
+from minicarlo.precision.plan import RELATIVE_COST, Layer, Plan
 from minicarlo.precision.strategies import GROUP, STRATEGIES, Problem, Strategy, Trial, get_strategy
+
+FORMATS = ("int8", "bf16", "fp32")
 
 TOLERANCE = 0.03
 SEARCHING = [name for name in STRATEGIES if name not in ("exhaustive", "random")]

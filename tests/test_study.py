@@ -148,7 +148,7 @@ def test_the_time_limit_ends_the_search(small, tmp_path):
         ({"confidence": 1.0}, "confidence"),
         ({"max_trials": 0}, "budget"),
         ({"criterion": "beauty"}, "fidelity, profile"),
-        ({"objective": "beauty"}, "choose among throughput, latency, size, macs"),
+        ({"objective": "beauty"}, "choose among throughput, latency, size, memory, energy, macs"),
         ({"exit_policy": "never"}, "first or exhausted"),
         ({"strategy": "exhaustive", "formats": ("int8",)}, "64 plans for 6 layers, and at most 20 trials"),
         ({"strategy": "luck"}, "pareto, basic"),

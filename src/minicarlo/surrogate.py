@@ -129,7 +129,7 @@ class TunedPlan(BaseModel):
 
     plan: dict[str, str]
     ran: dict[str, str]
-    inference_precision: Literal["f32", "bf16"]
+    inference_precision: Literal["f32", "bf16", "f16"]
     int8_share: Annotated[float, Field(ge=0, le=1)] | None = None
 
 

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="New directory for the tuned network.")
-@click.option("--formats", default="int8,bf16,fp32", show_default=True, help="Formats that layers may have.")
+@click.option(
+    "--formats",
+    help="Formats that layers may have: int8, bf16, fp16, w8 and w4 (weights alone), fp32.  [default: int8,bf16,fp32, and w8,w4 "
+    "where size or latency is the first objective]",
+)
 @click.option("--inputs", type=click.Path(path_type=Path), help="Arrays for a network that is no surrogate (.npz, events first).")
 @click.option("--batch", type=int, help="Events of one inference, for a network that is no surrogate.  [default: 64]")
 @click.option(
@@ -62,8 +66,9 @@ if TYPE_CHECKING:
     "--objective",
     default="throughput",
     show_default=True,
-    help="What to be better at: throughput, latency (one event), size, or macs (an estimate, nothing is timed). Several with "
-    "commas: the first decides, and the plans that no other beats in all of them are listed.",
+    help="What to be better at: throughput, latency (one event), size (on disk), memory (peak), energy (where it is reported), "
+    "or macs (an estimate, nothing is timed). Several with commas: the first decides, and the plans that no other beats in all "
+    "of them are listed.",
 )
 @click.option("--plan", type=click.Path(path_type=Path), help="Apply exactly this plan (a plan.yaml) instead of searching.")
 @click.option("--sensitivity", is_flag=True, help="Measure what each layer does alone in each format even if no search needs it.")
@@ -77,7 +82,7 @@ def command(
     output: Path,
     inputs: Path | None,
     batch: int | None,
-    formats: str,
+    formats: str | None,
     criterion: str | None,
     tolerance: float,
     confidence: float,
@@ -120,7 +125,7 @@ def command(
             output,
             inputs=inputs,
             batch=batch,
-            formats=tuple(part.strip() for part in formats.split(",") if part.strip()),
+            formats=None if formats is None else tuple(part.strip() for part in formats.split(",") if part.strip()),
             criterion=criterion,
             tolerance=tolerance,
             confidence=confidence,

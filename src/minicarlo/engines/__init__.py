@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minicarlo.engines.base import CompiledGenerator, Engine, Inference, Offer, PrecisionReport, usable_cores
-from minicarlo.engines.openvino import compile_model, has_bf16, mac_layers, machine, read_ir, read_model
+from minicarlo.engines.openvino import compile_model, has_bf16, has_fp16, mac_layers, machine, read_ir, read_model
 from minicarlo.engines.registry import compile_surrogate, engines, find_offer, get_engine
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "find_offer",
     "get_engine",
     "has_bf16",
+    "has_fp16",
     "mac_layers",
     "machine",
     "read_ir",

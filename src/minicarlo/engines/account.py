@@ -7,17 +7,22 @@ from typing import Any
 
 from minicarlo.engines.base import PrecisionReport
 
+_WITH_STORED = ("f32", "i8", "u8", "i4", "u4")
+"""What the runtime calls a layer that computes in float32 with smaller weights: it names one or the other."""
+
 _FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
 class RuntimeAccount:
     """The account of a compiled graph, for whoever compiled it.
 
-    `_layers` are the layers with multiply-accumulates by their nodes' names; `_layer_of` has also what counts with them.
+    `_layers` are the layers with multiply-accumulates by their nodes' names; `_layer_of` has also what counts with them,
+    `_stored` the format of layers that compute in float32 with smaller weights (`stored_weights`).
     """
 
     _compiled: Any
     _layers: Mapping[str, str]
+    _stored: Mapping[str, str]
     _layer_of: Mapping[str, str]
 
     def precision_report(self) -> PrecisionReport:
@@ -33,7 +38,10 @@ class RuntimeAccount:
                 source = name.removesuffix("/DequantizationMultiply")  # what a quantised product may become
                 if source in self._layer_of and _computes(info):
                     ran = info["runtimePrecision"].astype(str)
-                    report[self._layer_of[source]] = _FORMATS.get(ran, ran)
+                    layer = self._layer_of[source]
+                    report[layer] = (
+                        self._stored.get(layer, _FORMATS.get(ran, ran)) if ran in _WITH_STORED else _FORMATS.get(ran, ran)
+                    )
         return {name: report[name] for name in self._layers.values() if name in report}
 
     def _profiled(self, inputs: Mapping[Any, Any], rounds: int) -> dict[str, float]:
@@ -66,6 +74,21 @@ class RuntimeAccount:
             info = op.get_rt_info()
             rows.append({"name": op.get_friendly_name()} | {k: info[v].astype(str) if v in info else "" for k, v in keys.items()})
         return rows
+
+
+def stored_weights(model: Any, layers: Mapping[str, str]) -> dict[str, str]:  # noqa: ANN401
+    """Layers whose weights are stored in fewer bits than they compute in, as their constant's name says: "w8" or "w4"."""
+    found = {}
+    for op in model.get_ordered_ops():
+        name = op.get_friendly_name()
+        if name in layers:
+            node = op.input_value(1).get_node()
+            while node.get_type_name() in ("Reshape", "Multiply", "Convert"):
+                node = node.input_value(0).get_node()
+            form = node.get_friendly_name().rpartition("/")[2]
+            if form in ("w8", "w4") and node.get_type_name() == "Constant":
+                found[layers[name]] = form
+    return found
 
 
 def _computes(info: Any) -> bool:  # noqa: ANN401

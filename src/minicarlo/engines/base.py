@@ -17,7 +17,7 @@ from minicarlo.errors import UnsupportedPrecision
 from minicarlo.surrogate import Surrogate
 
 PrecisionReport = dict[str, str]
-"""Layer name to the number format it runs in: fp32, bf16, fp16 or int8."""
+"""Layer name to the number format it runs in: fp32, bf16, fp16 or int8, or w8 or w4 (fp32 with smaller weights)."""
 
 Array = NDArray[np.float32]
 Key = TypeVar("Key", bound=Hashable)

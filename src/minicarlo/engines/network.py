@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.account import RuntimeAccount
+from minicarlo.engines.account import RuntimeAccount, stored_weights
 from minicarlo.engines.base import Key
 from minicarlo.engines.openvino import (
     EMULATION,
     InferencePrecision,
     _core,
     _keep_products_apart,
+    available,
     biases,
-    has_bf16,
     mac_layers,
 )
 from minicarlo.errors import UnsupportedPrecision
@@ -60,12 +60,13 @@ class OpenVinoNetwork(RuntimeAccount):
         model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
         self.batch, self.streams, self.threads = None if batch == -1 else batch, streams, threads
         self._layers = mac_layers(model)
+        self._stored = stored_weights(model, self._layers)
         self._layer_of = self._layers | {name: name for name in self._layers.values()} | biases(model, self._layers)
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
         _keep_products_apart(model)
         properties = {
             # The default is bf16 where there is hardware for it; where there is none, bf16 would be emulated.
-            "INFERENCE_PRECISION_HINT": inference_precision if has_bf16() else "f32",
+            "INFERENCE_PRECISION_HINT": available(inference_precision),
             "EXECUTION_MODE_HINT": "PERFORMANCE",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": streams * threads,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from minicarlo.engines.account import RuntimeAccount
+from minicarlo.engines.account import RuntimeAccount, stored_weights
 from minicarlo.engines.base import Array, CompiledGenerator, Engine, Inference, Key, Offer, usable_cores
 from minicarlo.errors import InvalidSurrogate, UnsupportedPrecision
 from minicarlo.surrogate import Surrogate
@@ -22,7 +22,7 @@ from minicarlo.surrogate import Surrogate
 if TYPE_CHECKING:
     import openvino
 
-InferencePrecision = Literal["f32", "bf16"]
+InferencePrecision = Literal["f32", "bf16", "f16"]
 
 _MAC_OPERATORS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul"}
 _ELEMENTWISE = {
@@ -214,6 +214,7 @@ class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
         model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
         self.batch, self.streams, self.threads = batch, streams, threads
         self._layers = mac_layers(model)
+        self._stored = stored_weights(model, self._layers)
         self._layer_of = self._layers | {name: name for name in self._layers.values()} | biases(model, self._layers)
         inputs = {name: model.input(name) for name in ("latent", "incident_energy")}
         _check_sizes(model, {name: _shape(port, 1) for name, port in inputs.items()})
@@ -221,7 +222,7 @@ class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
         _keep_products_apart(model)
         properties = {
             # The default is bf16 where there is hardware for it; where there is none, bf16 would be emulated.
-            "INFERENCE_PRECISION_HINT": inference_precision if device == "CPU" and has_bf16() else "f32",
+            "INFERENCE_PRECISION_HINT": available(inference_precision) if device == "CPU" else "f32",
             "EXECUTION_MODE_HINT": "PERFORMANCE",
             "NUM_STREAMS": streams,
             "PERF_COUNT": profile,
@@ -328,6 +329,17 @@ class OpenVinoInference(Inference):
 def has_bf16() -> bool:
     """Whether the processor computes in bf16."""
     return "BF16" in map(str, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+@cache
+def has_fp16() -> bool:
+    """Whether the processor computes in fp16."""
+    return "FP16" in map(str, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def available(precision: InferencePrecision) -> InferencePrecision:
+    """`precision`, or f32 where the processor has no such arithmetic and the runtime would emulate it."""
+    return precision if {"bf16": has_bf16, "f16": has_fp16}.get(precision, lambda: True)() else "f32"
 
 
 def machine() -> dict[str, Any]:

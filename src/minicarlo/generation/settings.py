@@ -22,12 +22,11 @@ from minicarlo.engines import (
     compile_surrogate,
     find_offer,
     get_engine,
-    has_bf16,
     machine,
     read_model,
     usable_cores,
 )
-from minicarlo.engines.openvino import OpenVinoGenerator
+from minicarlo.engines.openvino import OpenVinoGenerator, available
 from minicarlo.errors import InvalidConfig, MinicarloError, UnsupportedPrecision
 from minicarlo.events import ENERGY
 from minicarlo.files import write_json
@@ -48,7 +47,7 @@ WORTH_MEASURING = 50_000
 LARGEST_DEVIATION = 0.5
 """Change of layer energies against FP32 beyond which a reduced precision is taken for broken, not for coarse."""
 
-ROUNDING = {"f32": 0.003, "bf16": 0.05}
+ROUNDING = {"f32": 0.003, "bf16": 0.05, "f16": 0.05}
 """Relative difference (L2) between int8 kernels and the same arithmetic in float32 beyond which these are wrong, by what the
 other layers compute in. Right kernels are seen to make 2e-7 in float32; sums that saturate for want of VNNI, 0.02."""
 
@@ -286,7 +285,7 @@ def check_kernels(surrogate: Surrogate, compiled: CompiledGenerator, engine: str
     latent, energy = probe(surrogate, _PROBE)
     true = OpenVinoGenerator(model, precision, batch=CANONICAL.batch, emulate=True).run(latent, energy)
     difference = float(np.linalg.norm(_run(compiled, latent, energy) - true)) / max(float(np.linalg.norm(true)), 1e-12)
-    if difference > ROUNDING[precision if has_bf16() else "f32"]:
+    if difference > ROUNDING[available(precision)]:
         raise _wrong(surrogate, "tuned", engine, f"int8 kernels differ by {difference:.1%} from the same arithmetic in float32")
 
 

@@ -23,9 +23,20 @@ from minicarlo.engines import machine
 from minicarlo.errors import TuningError
 from minicarlo.models import Inputs, read_network
 from minicarlo.precision.history import plain
-from minicarlo.precision.layer import Values, alone, compiled, evaluated, int8_alone, output, weights_of, with_weights
+from minicarlo.precision.layer import (
+    Values,
+    alone,
+    compiled,
+    evaluated,
+    int8_alone,
+    operation_of,
+    output,
+    weights_of,
+    with_weights,
+)
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.scheme import DEFAULT, Scheme
+from minicarlo.precision.small_weights import BITS, with_small_weights
 from minicarlo.precision.subject import Subject
 from minicarlo.precision.subjects import is_surrogate, subject_of
 from minicarlo.precision.transplant import Range
@@ -35,12 +46,13 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 
-WRONG = {"int8": 0.0001, "bf16": 0.01}
+WRONG = {"int8": 0.0001, "bf16": 0.01, "fp16": 0.002, "w4": 0.0001, "w8": 0.0001}
 """Relative error (root mean square) beyond which a kernel is wrong. Right ones are seen to make 2e-6 in int8 and, as their
 outputs are rounded to bf16, 0.002; saturation in int8 kernels without VNNI makes 0.0002 to 0.1, oneDNN's wrong kernels on AMX
 about one."""
 
 FORMATS = tuple(WRONG)
+USUAL = ("int8", "bf16")
 
 _COMPUTING = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 
@@ -92,7 +104,7 @@ def audit(
     inputs: Inputs | Path | str | None = None,
     batch: int | None = None,
     calibration_events: int = 256,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = USUAL,
     seed: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> AuditResult:
@@ -122,7 +134,7 @@ def audit(
 def check_kernels(
     subject: Subject,
     quantizer: Quantizer,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = USUAL,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[KernelCheck, ...]:
@@ -162,11 +174,15 @@ def _check(
             return KernelCheck(layer, form, "fp32", "", None, False)
         candidate, entry = int8_alone(single, operation, quantised)
         rounded, weights, bias = _fake_quantised(values, entry), evaluated(quantised.weights), quantised.bias
+    elif form in BITS:
+        candidate, rounded, bias = with_small_weights(single, {operation: form}), values, None
+        weights = _unrounded(single, candidate, operation)
     else:
-        candidate = single
-        rounded, weights, bias = _nearest_bf16(values), _nearest_bf16(weights_of(single, operation)), None
+        candidate, nearest = single, _nearest_bf16 if form == "bf16" else _nearest_fp16
+        rounded, weights, bias = nearest(values), nearest(weights_of(single, operation)), None
+    precision = {"bf16": "bf16", "fp16": "f16"}.get(form, "f32")
     try:
-        network = compiled(candidate, "bf16" if form == "bf16" else "f32", values.shape)
+        network = compiled(candidate, precision, values.shape)
         ran = network.precision_report().get(layer, "nothing")
     except RuntimeError:
         return KernelCheck(layer, form, "nothing", "", None, False)
@@ -182,6 +198,22 @@ def _nearest_bf16(values: Array) -> Array:
     """The nearest numbers with eight bits of mantissa, ties to even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def _nearest_fp16(values: Array) -> Array:
+    """The nearest half-precision numbers."""
+    return values.astype(np.float16).astype(np.float32)
+
+
+def _unrounded(single: openvino.Model, candidate: openvino.Model, operation: str) -> Array:
+    """What the small weights of `candidate` stand for, in the layout that the operation has in `single`."""
+    stored, before = weights_of(candidate, operation), weights_of(single, operation)
+    return stored if stored.shape == before.shape and not _turned(single, operation) else np.ascontiguousarray(stored.T)
+
+
+def _turned(single: openvino.Model, operation: str) -> bool:
+    op = operation_of(single, operation)
+    return op.get_type_name() == "MatMul" and not op.get_attributes()["transpose_b"]
 
 
 def _fake_quantised(values: Array, entry: Range) -> Array:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from minicarlo.engines import usable_cores
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
+from minicarlo.precision.energy import EnergyMeter, settled
 from minicarlo.precision.judge import Judge
 from minicarlo.precision.plan import Plan
 from minicarlo.precision.quantization import Quantizer
@@ -53,6 +54,14 @@ class Evaluation(Judge):
         )
         inputs = self._subject.events("search", 0, next(iter(self._single.values()))[0])
         return interleaved(lambda: reference.run(inputs), lambda: candidate.run(inputs), seconds=seconds)
+
+    def energy(self, network: OpenVinoNetwork, seconds: float) -> Speedup:
+        """Joules of fp32 over those of a network for the same events, interleaved. Raises TuningError if none are reported."""
+        meter = EnergyMeter()
+        count = min(self._batch * 2 * usable_cores(), self._subject.most_events)
+        inputs = self._subject.events("search", 0, count)
+        passes = self._pass(self.reference, inputs), self._pass(network, inputs)
+        return interleaved(*passes, seconds=seconds, meter=lambda: settled(meter))
 
     def _pass(self, network: OpenVinoNetwork, inputs: Arrays) -> Callable[[], None]:
         def run() -> None:

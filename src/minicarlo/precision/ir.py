@@ -1,4 +1,4 @@
-"""Keep operations in float32 inside a model that is compiled for bf16, by an attribute in its IR.
+"""Keep operations in float32 inside a model that is compiled for bf16 or fp16, by an attribute in its IR.
 
 OpenVINO's processor plugin computes in `INFERENCE_PRECISION_HINT` wherever it can; an operation with `precise` in the
 `rt_info` of the IR stays float32. Only `read_model` takes that attribute in: setting it on a model in Python has no effect.
@@ -15,20 +15,20 @@ CARRIERS = frozenset(
 )
 """Operations that move or clip values without arithmetic on them: low precision may pass through them."""
 
+HALF = ("bf16", "fp16")
+"""Formats that are the runtime's inference precision."""
+
 
 def mark_precise(xml: bytes, formats: Mapping[str, str]) -> bytes:
-    """The IR `xml` with the attribute `precise` on everything that must stay float32 when it is compiled for bf16.
+    """The IR `xml` with the attribute `precise` on everything that must stay float32 when it is compiled for bf16 or fp16.
 
-    `formats` says the format of each planned operation. Left unmarked are the operations in bf16 or int8, the bias of a
-    bf16 layer, and what merely carries values from one such operation to another.
+    `formats` says the format of each planned operation. Left unmarked are the operations in bf16, fp16 or int8, the bias of a
+    layer in one of the first two, and what merely carries values from one such operation to another.
     """
     graph = _Graph(xml)
-    low = {
-        i for i, layer in graph.layers.items() if formats.get(layer.get("name", "")) in ("bf16", "int8") and not graph.is_bias(i)
-    }
-    biases = {
-        i for i, layer in graph.layers.items() if formats.get(layer.get("name", "")) in ("bf16", "int8") and graph.is_bias(i)
-    }
+    lowered = {i for i, layer in graph.layers.items() if formats.get(layer.get("name", "")) in (*HALF, "int8")}
+    biases = {i for i in lowered if graph.is_bias(i)}
+    low = lowered - biases
     candidates = biases | {i for i, layer in graph.layers.items() if layer.get("type") in CARRIERS}
     carrying = set(candidates)
     while True:  # drop what touches float32 on either side until nothing changes
@@ -41,10 +41,10 @@ def mark_precise(xml: bytes, formats: Mapping[str, str]) -> bytes:
         if kept == carrying:
             break
         carrying = kept
-    bf16_biases = {i for i in biases if formats.get(graph.layers[i].get("name", "")) == "bf16"}
+    half_biases = {i for i in biases if formats.get(graph.layers[i].get("name", "")) in HALF}
     for identifier, layer in graph.layers.items():
         if (
-            identifier in low | carrying | bf16_biases
+            identifier in low | carrying | half_biases
             or layer.get("type") in ("Const", "Parameter", "Result")
             or graph.is_constant(identifier)
         ):

@@ -116,7 +116,12 @@ def output(network: OpenVinoNetwork, values: Array) -> Array:
 
 def weights_of(layer: openvino.Model, operation: str) -> Array:
     """The weights of an operation as numbers."""
-    return evaluated(operation_of(layer, operation).input_value(1).get_node())
+    import openvino
+    from openvino import opset13
+
+    source = operation_of(layer.clone(), operation).input_value(1)
+    model = openvino.Model([opset13.result(source)], [], "weights")
+    return np.array(openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0], np.float32)
 
 
 def evaluated(node: Any) -> Array:  # noqa: ANN401

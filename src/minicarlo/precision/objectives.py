@@ -1,4 +1,4 @@
-"""What a plan is to be better at than fp32: throughput, latency, size, or the estimate that needs no clock."""
+"""What a plan is to be better at than fp32: speed, size, memory, energy, or the estimate that needs no clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.errors import TuningError
+from minicarlo.precision.energy import EnergyMeter
 from minicarlo.precision.evaluation import Evaluation
+from minicarlo.precision.footprint import check_linux, peak_bytes
 from minicarlo.precision.history import History
 from minicarlo.precision.plan import RELATIVE_COST, Plan, estimated_speedup
 from minicarlo.precision.quantization import Quantizer
@@ -19,10 +21,15 @@ OBJECTIVES = {
     "throughput": "events per second on all cores, measured",
     "latency": "time of a single event, measured",
     "size": "bytes of the network on disk",
+    "memory": "peak memory of a process that loads and runs it, measured",
+    "energy": "joules per event that the processor reports, measured",
     "macs": "multiply-accumulates weighted by format, an estimate for machines too busy to time anything",
 }
 
-TIMED = frozenset({"throughput", "latency"})
+TIMED = frozenset({"throughput", "latency", "energy"})
+
+LEAST_ENERGY_SECONDS = 3.0
+"""A measurement of energy takes: the counters are coarse."""
 
 _ALIASES = {"time": "throughput"}
 
@@ -36,6 +43,14 @@ def parse_objectives(names: str | Sequence[str]) -> tuple[str, ...]:
     if not found:
         raise TuningError(f"No objective is given; choose among {', '.join(OBJECTIVES)}.")
     return found
+
+
+def check_measurable(names: Sequence[str]) -> None:
+    """Raise TuningError for an objective that this machine cannot measure."""
+    if "energy" in names:
+        EnergyMeter()
+    if "memory" in names:
+        check_linux()
 
 
 class Objectives:
@@ -69,7 +84,7 @@ class Objectives:
     @property
     def clock(self) -> str:
         """The objective that times of layers are measured for: latency where only it is asked for, else throughput."""
-        return next((name for name in self.names if name in TIMED), "throughput")
+        return next((name for name in self.names if name in ("throughput", "latency")), "throughput")
 
     def layer_seconds(self, name: str, form: str) -> dict[str, float]:
         """Seconds of each layer in a format, as they count for a timed objective; measured once."""
@@ -85,14 +100,18 @@ class Objectives:
             return self._evaluation.latency(plan, self._seconds)
         if name == "size":
             return Speedup(self._fp32_bytes / self._size(plan), 0.0)
+        if name == "energy":
+            return self._evaluation.energy(network, max(self._seconds, LEAST_ENERGY_SECONDS))
+        if name == "memory":
+            return Speedup(self._fp32_peak / peak_bytes(self._quantizer.apply(plan), self._evaluation.shapes), 0.0)
         return Speedup(estimated_speedup(plan, self._quantizer.layers), 0.0)
 
     def _cost(self, name: str, form: str) -> dict[str, float]:
         if (name, form) not in self._costs:
-            if name in TIMED:
-                self._costs[name, form] = self.layer_seconds(name, form)
+            if name in TIMED:  # energy is taken to go with the time
+                self._costs[name, form] = self.layer_seconds("throughput" if name == "energy" else name, form)
             else:
-                self._costs[name, form] = self._bytes(form) if name == "size" else self._operations(form)
+                self._costs[name, form] = self._operations(form) if name == "macs" else self._bytes(form)
         return self._costs[name, form]
 
     def _total(self, name: str) -> float:
@@ -102,14 +121,19 @@ class Objectives:
         return {layer.name: layer.macs * RELATIVE_COST[form] for layer in self._quantizer.layers}
 
     def _bytes(self, form: str) -> dict[str, float]:
-        """What the network has with one layer so, less its share of the fp32 network's other bytes."""
+        """Of each layer its weights' in fp32, and what the network has more or less with this layer so."""
         layers = self._quantizer.layers
-        reference, others = Plan.uniform(layers, "fp32"), self._fp32_bytes * (1 - 1 / len(layers))
-        return {layer.name: self._size(reference.with_formats({layer.name: form})) - others for layer in layers}
+        reference = Plan.uniform(layers, "fp32")
+        sizes = {layer.name: self._size(reference.with_formats({layer.name: form})) - self._fp32_bytes for layer in layers}
+        return {layer.name: max(4 * layer.weights + sizes[layer.name], 0) for layer in layers}
 
     def _size(self, plan: Plan) -> int:
         planned = self._quantizer.apply(plan)
         return len(planned.xml) + len(planned.weights)
+
+    @cached_property
+    def _fp32_peak(self) -> int:
+        return peak_bytes(self._quantizer.apply(Plan.uniform(self._quantizer.layers, "fp32")), self._evaluation.shapes)
 
     @cached_property
     def _fp32_bytes(self) -> int:

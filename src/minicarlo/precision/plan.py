@@ -12,20 +12,24 @@ from typing import Literal
 from minicarlo.errors import TuningError
 from minicarlo.precision.scheme import DEFAULT, Scheme
 
-FORMATS = ("int8", "bf16", "fp32")
-"""Number formats, from the cheapest to the reference."""
+FORMATS = ("int8", "bf16", "fp16", "w4", "w8", "fp32")
+"""Number formats: in int8, bf16, fp16 and fp32 a layer computes; w4 and w8 are weights of 4 and 8 bits, computed with in fp32."""
 
-RELATIVE_COST = {"int8": 1.0, "bf16": 2.0, "fp32": 4.0}
+RELATIVE_COST = {"int8": 1.0, "bf16": 2.0, "fp16": 2.0, "w4": 4.0, "w8": 4.0, "fp32": 4.0}
 """Time of one multiply-accumulate relative to int8, where nothing is measured (AVX-512 with VNNI and bf16)."""
+
+RELATIVE_SIZE = {"w4": 0.5, "int8": 1.0, "w8": 1.0, "bf16": 4.0, "fp16": 4.0, "fp32": 4.0}
+"""Bytes of a weight on disk relative to int8: what computes in bf16 or fp16 is stored in fp32."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer whose format may be chosen: name, OpenVINO operation, multiply-accumulates per event."""
+    """A layer whose format may be chosen: name, OpenVINO operation, multiply-accumulates per event, number of weights."""
 
     name: str
     operation: str
     macs: int
+    weights: int = 0
 
 
 @dataclass(frozen=True, eq=False)  # equal to whatever mapping says the same
@@ -80,9 +84,9 @@ class Plan(Mapping[str, str]):
         return tuple(name for name, chosen in self.formats if chosen == form)
 
     @property
-    def inference_precision(self) -> Literal["f32", "bf16"]:
-        """What to have the runtime compute unquantised layers in; float32 layers of a bf16 model are marked one by one."""
-        return "bf16" if self.layers_in("bf16") else "f32"
+    def inference_precision(self) -> Literal["f32", "bf16", "f16"]:
+        """What the runtime computes unquantised layers in; float32 layers of a bf16 or fp16 model are marked one by one."""
+        return "bf16" if self.layers_in("bf16") else "f16" if self.layers_in("fp16") else "f32"
 
     @property
     def key(self) -> str:

@@ -26,11 +26,12 @@ from minicarlo.engines.network import Arrays, OpenVinoNetwork
 from minicarlo.engines.openvino import biases
 from minicarlo.errors import TuningError
 from minicarlo.models.network import name_layers
-from minicarlo.precision.ir import CARRIERS, mark_precise
+from minicarlo.precision.ir import CARRIERS, HALF, mark_precise
 from minicarlo.precision.layer import Place, Values, corrected, operation_of
 from minicarlo.precision.plan import Layer, Plan
 from minicarlo.precision.ranges import Histogram, bounds, histograms
 from minicarlo.precision.scheme import DEFAULT, Scheme
+from minicarlo.precision.small_weights import BITS, with_small_weights
 from minicarlo.precision.transplant import QuantisedLayer, keep_biases_apart, read_quantised, transplant
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class PlannedModel:
 
     xml: bytes
     weights: bytes
-    inference_precision: Literal["f32", "bf16"]
+    inference_precision: Literal["f32", "bf16", "f16"]
 
     def compile(
         self, shapes: Mapping[str, Sequence[int]], *, streams: int = 1, threads: int = 1, profile: bool = False
@@ -119,10 +120,12 @@ class Quantizer:
         if chosen:
             layers = {name: self.quantised(name, plan.scheme(name)) for name in chosen}
             model = transplant(self._model, self._names, {name: each for name, each in layers.items() if each is not None})
-        if plan.inference_precision == "bf16":
-            model = keep_biases_apart(model, {operation for operation, layer in self._names.items() if plan[layer] == "fp32"})
+        forms = {operation: plan[layer] for operation, layer in self._names.items()}
+        model = with_small_weights(model, {name: form for name, form in forms.items() if form in BITS})
+        if plan.inference_precision != "f32":
+            model = keep_biases_apart(model, {name for name, form in forms.items() if form not in ("int8", *HALF)})
         xml, weights = _serialise(model)
-        if plan.inference_precision == "bf16":
+        if plan.inference_precision != "f32":
             formats = {operation: plan[layer] for operation, layer in (self._names | biases(self._model, self._names)).items()}
             xml = mark_precise(xml, formats)
         return PlannedModel(xml, weights, plan.inference_precision)
@@ -197,7 +200,8 @@ def _layers(model: openvino.Model, names: Mapping[str, str], inputs: Arrays) -> 
     for op in batch.get_ordered_ops():
         name = op.get_friendly_name()
         if name in names:
-            layers.append(Layer(names[name], op.get_type_name(), _macs(op) // count))
+            weights = int(np.prod(list(op.input_value(1).get_shape())))
+            layers.append(Layer(names[name], op.get_type_name(), _macs(op) // count, weights))
     return tuple(layers)
 
 

@@ -24,19 +24,27 @@ class Speedup:
     spread: float
 
 
-def interleaved(reference: Pass, candidate: Pass, *, seconds: float = 1.0, windows: int = 7) -> Speedup:
+def interleaved(
+    reference: Pass,
+    candidate: Pass,
+    *,
+    seconds: float = 1.0,
+    windows: int = 7,
+    meter: Callable[[], float] = time.perf_counter,
+) -> Speedup:
     """Time two passes over the same events, one after the other in each window, for about `seconds` in all.
 
-    What else the machine does then slows both alike. The order within a window alternates.
+    What else the machine does then slows both alike. The order within a window alternates. Another `meter` than a clock measures
+    what else a pass uses, such as energy.
     """
     pair = (reference, candidate)
     for each in pair:
-        _seconds(each, 1)
-    repeats = [max(1, round(seconds / (2 * windows) / max(_seconds(each, 1), 1e-6))) for each in pair]
+        _spent(each, 1, time.perf_counter)
+    repeats = [max(1, round(seconds / (2 * windows) / max(_spent(each, 1, time.perf_counter), 1e-6))) for each in pair]
     ratios = []
     for window in range(windows):
         order = (0, 1) if window % 2 == 0 else (1, 0)
-        spent = {which: _seconds(pair[which], repeats[which]) / repeats[which] for which in order}
+        spent = {which: _spent(pair[which], repeats[which], meter) / repeats[which] for which in order}
         ratios.append(spent[0] / spent[1])
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     return Speedup(float(middle), float(high - low) / 2)
@@ -66,8 +74,8 @@ def measure_speedup(
     return interleaved(over(reference), over(candidate), seconds=seconds, windows=windows)
 
 
-def _seconds(run: Pass, repeats: int) -> float:
-    start = time.perf_counter()
+def _spent(run: Pass, repeats: int, meter: Callable[[], float]) -> float:
+    start = meter()
     for _ in range(repeats):
         run()
-    return time.perf_counter() - start
+    return max(meter() - start, 1e-12)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minicarlo.cluster import Where
-from minicarlo.engines import has_bf16, machine
+from minicarlo.engines import has_bf16, has_fp16, machine
 from minicarlo.errors import MinicarloError, OutputError, TuningError
 from minicarlo.events import events_info
 from minicarlo.files import check_writable
@@ -19,8 +19,8 @@ from minicarlo.precision.budget import Budget, OutOfBudget
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History
 from minicarlo.precision.losses import UserFunction
-from minicarlo.precision.objectives import TIMED, Objectives, parse_objectives
-from minicarlo.precision.plan import FORMATS, Plan
+from minicarlo.precision.objectives import TIMED, Objectives, check_measurable, parse_objectives
+from minicarlo.precision.plan import FORMATS, RELATIVE_SIZE, Plan
 from minicarlo.precision.planfile import PlanFile
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.remote import workers
@@ -34,7 +34,6 @@ from minicarlo.precision.surrogates import SurrogateSubject
 from minicarlo.surrogate import Surrogate
 
 ExitPolicy = Literal["first", "exhausted"]
-LACKING = {"bf16": "This processor has no arithmetic in bf16."}
 
 
 def tune(
@@ -43,7 +42,7 @@ def tune(
     *,
     inputs: Inputs | Path | str | None = None,
     batch: int | None = None,
-    formats: tuple[str, ...] = FORMATS,
+    formats: tuple[str, ...] | None = None,
     criterion: str | UserFunction | None = None,
     tolerance: float = 0.03,
     confidence: float = 0.95,
@@ -71,10 +70,10 @@ def tune(
     is calibrated and judged on `inputs`: arrays (events, ...) by name, or the path of an .npz file of them, or a function of the
     first and the last event's number that gives such arrays, always the same.
 
-    `objective` is what a plan is to be better at than fp32: "throughput", "latency" (one event), "size" (bytes), or "macs" (an
-    estimate for machines too busy to time anything); of several, the first decides and the others are measured for every plan.
-    With one that is timed, a surrogate's graph is first rewritten into the fastest one that computes the same (see
-    `minicarlo.precision.rewriting`); fp32 then means that graph.
+    `objective` is what a plan is to be better at than fp32: "throughput", "latency" (one event), "size" (bytes on disk), "memory"
+    (peak), "energy" (where the processor reports it), or "macs" (an estimate for machines too busy to time anything); of several,
+    the first decides and the others are measured for every plan. With one that is timed, a surrogate's graph is first rewritten
+    into the fastest one that computes the same (see `minicarlo.precision.rewriting`); fp32 then means that graph.
 
     Candidates run on the same inputs as fp32. A plan passes when the upper bound of the criterion's bootstrap
     interval stays within `tolerance` on `evaluation_events` events and again on as many that the search never saw; with
@@ -96,7 +95,9 @@ def tune(
         model: a surrogate (directory, shipped name, or loaded), the path of an ONNX, .pt2 or .keras file or of a SavedModel, or
             a PyTorch module, an exported program, a Keras model, a JAX function, an OpenVINO model.
         batch: events of one inference, for a network that is no surrogate and takes any number; 64 if nothing is said.
-        formats: which of int8, bf16, fp32 layers may have; fp32 is always allowed.
+        formats: which of int8, bf16, fp16, w8 and w4 (weights alone in 8 or 4 bits) layers may have; fp32 is always allowed.
+            Unless they are named, int8 and bf16, and w8 and w4 where size or latency is the first objective. What the
+            processor lacks is not offered, nor is fp16 beside bf16, of which a compiled model has only one.
         criterion: for surrogates "fidelity" (largest relative change of any family of observables, unless another is named) or
             "profile" (CERN's figure). For others "relative-l2" (unless another is named), "max-error", "cosine", "wasserstein",
             "accuracy", "module:function", or a function (see `minicarlo.precision.losses`).
@@ -111,14 +112,25 @@ def tune(
     output = Path(output)
     if cluster is not None:
         Where.parse(cluster)
-    wanted = _check(formats, tolerance, max_trials, time_limit, calibration_events, evaluation_events, exit_policy)
+    check_measurable(objectives := parse_objectives(objective))
+    usual = ("int8", "bf16", *(("w8", "w4") if objectives[0] in ("size", "latency") else ()))
+    wanted = _check(
+        usual if formats is None else formats,
+        tolerance,
+        max_trials,
+        time_limit,
+        calibration_events,
+        evaluation_events,
+        exit_policy,
+    )
     if not ranges or (unknown := [each for each in ranges if each not in RANGES]):
         raise TuningError(f"Ranges {unknown[0] if ranges else ''!r:.40} are unknown; choose among {', '.join(RANGES)}.")
-    lacking = {form: reason for form, reason in LACKING.items() if form in wanted and not has_bf16()}
+    lacking = _lacking(wanted)
     allowed = tuple(form for form in wanted if form not in lacking)
+    if objectives[0] == "size":
+        allowed = tuple(sorted(allowed, key=lambda form: (RELATIVE_SIZE[form], FORMATS.index(form))))
     if lacking and allowed == ("fp32",):
         raise TuningError(f"{' '.join(lacking.values())} Allow another format than {', '.join(lacking)}.")
-    objectives = parse_objectives(objective)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"Cannot write {output}: there is already something of that name; remove it or choose another name.")
     if reference is not None:
@@ -211,6 +223,17 @@ def tune(
     except (KeyboardInterrupt, OutOfBudget) as stop:
         study.interrupted = isinstance(stop, KeyboardInterrupt)
     return study.finish(output)
+
+
+def _lacking(wanted: tuple[str, ...]) -> dict[str, str]:
+    """Of the formats that are wanted those that cannot be had here, and why."""
+    found = {}
+    for form, there in (("bf16", has_bf16), ("fp16", has_fp16)):
+        if form in wanted and not there():
+            found[form] = f"This processor has no arithmetic in {form}."
+    if "fp16" in wanted and "bf16" in wanted and not found:
+        found["fp16"] = "A compiled model computes in bf16 or in fp16, not in both."
+    return found
 
 
 def _check(

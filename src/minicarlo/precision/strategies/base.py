@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from minicarlo.precision.plan import FORMATS, Layer, Plan
+from minicarlo.precision.plan import Layer, Plan
 from minicarlo.precision.scheme import Scheme
 
 Sensitivity = Callable[[str, str], float]
@@ -154,7 +154,9 @@ class Strategy(ABC):
         return sum(self.problem.cost(name, form) for name, form in plan.items())
 
     def _available(self, plan: Plan) -> Plan:
-        def next_dearer(form: str, forms: list[str]) -> str:
-            return next(each for each in FORMATS[FORMATS.index(form) :] if each in forms)
+        def next_dearer(name: str, form: str) -> str:
+            offered = self.problem.formats[name]
+            dearer = offered[offered.index(form) :] if form in offered else offered
+            return next(each for each in dearer if each in self.formats[name])
 
-        return Plan.of({name: next_dearer(form, self.formats[name]) for name, form in plan.items()})
+        return Plan.of({name: next_dearer(name, form) for name, form in plan.items()})
