@@ -524,6 +524,36 @@ def test_a_function_of_ones_own_gives_losses_of_events_or_a_number(tmp_path, mon
             get_loss(wrong, confidence=0.95, seed=0)
 
 
+def test_arrays_that_the_network_does_not_take_are_for_the_users_function(tmp_path):
+    """Accuracy against labels: how many more events a candidate gets wrong than fp32."""
+    random = np.random.default_rng(8)
+    centres = random.normal(size=(4, 16))
+    labels = random.integers(4, size=4000)
+    x = (centres[labels] + random.normal(0, 0.8, (4000, 16))).astype(np.float32)
+    weights = numpy_helper.from_array((centres.T / 0.64).astype(np.float32), "w")
+    bias = numpy_helper.from_array((-(centres**2).sum(1) / 1.28).astype(np.float32), "b")
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["score"], name="score")]
+    ends = (
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
+        [helper.make_tensor_value_info("score", 1, ["n", 4])],
+    )
+    graph = helper.make_graph(nodes, "classes", *ends, [weights, bias])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "net.onnx")
+
+    def missed_more(true, made, inputs):
+        wrong = [(each["score"].argmax(1) != inputs["label"]).astype(float) for each in (made, true)]
+        return wrong[0] - wrong[1]
+
+    given = {"x": x, "label": labels}
+    settings = {"criterion": missed_more, "tolerance": 0.01, "calibration_events": 64, "objective": "macs", "portable": True}
+    result = tune(tmp_path / "net.onnx", tmp_path / "out", inputs=given, **settings)
+    assert result.accepted and result.plan == {"score": "int8"} and abs(result.criterion["value"]) < 0.01
+    with pytest.raises(TuningError, match="'label' does not have the 4000 events"):
+        tune(tmp_path / "net.onnx", tmp_path / "other", inputs=given | {"label": labels[:5]}, **settings)
+    with pytest.raises(InvalidModel, match="takes the inputs"):
+        tune(tmp_path / "net.onnx", tmp_path / "other", inputs=given, **(settings | {"criterion": "relative-l2"}))
+
+
 # Tuning
 
 

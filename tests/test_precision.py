@@ -291,6 +291,23 @@ def test_a_planted_defect_is_seen_by_its_family(showers, family, defect):
     assert found.low > 0.02
 
 
+def test_families_with_weights_are_one_figure(showers):
+    samples, energy = showers
+    changed = (samples * np.linspace(0.9, 1.1, 25)[None, :, None, None]).astype(np.float32)
+    settings = {"threshold_mev": 0.0, "confidence": 0.95, "seed": 0}
+    found = get_criterion("response=3, z=1", **settings).compare(samples, changed, energy)
+    families = found.families
+    assert found.value == pytest.approx(0.75 * families["response"] + 0.25 * families["z"]) and found.low < found.high
+    alone = get_criterion("z", **settings).compare(samples, changed, energy)
+    assert alone.value == pytest.approx(families["z"]) and alone.high != found.high
+
+
+@pytest.mark.parametrize("text", ["beauty", "response=0", "response=much", "response=1,beauty=1", "", "z=inf"])
+def test_weights_that_make_no_sense_are_refused_with_the_families_there_are(text):
+    with pytest.raises(TuningError, match="fidelity, profile.* response, resolution, z"):
+        get_criterion(text, threshold_mev=0.0, confidence=0.95, seed=0)
+
+
 def test_the_rows_of_a_summary_agree_with_plain_loops(showers):
     samples, energy = showers[0][:3], showers[1][:3]
     rows = summarise(samples, energy, 0.01).rows

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @click.option("--batch", type=int, help="Events of one inference, for a network that is no surrogate.  [default: 64]")
 @click.option(
     "--criterion",
-    help="Surrogates: fidelity (largest change of any observable, default) or profile (CERN's figure). Others: relative-l2 "
+    help="Surrogates: fidelity (largest change of any observable, default), profile (CERN's figure), or families of observables "
+    "with weights (response=2,resolution=1). Others: relative-l2 "
     "(default), max-error, cosine, wasserstein, accuracy, or a function of yours, module:function, which is imported and run.",
 )
 @click.option("--tolerance", type=float, default=0.03, show_default=True, help="Largest change the upper bound may reach.")

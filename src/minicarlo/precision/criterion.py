@@ -8,9 +8,10 @@ bootstrap; Efron and Tibshirani, An Introduction to the Bootstrap, ch. 8).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,15 +206,50 @@ class FidelityCriterion(ProfileCriterion):
         return largest
 
 
+@dataclass(frozen=True)
+class WeightedCriterion(ProfileCriterion):
+    """Several families of observables, their relative changes added up with weights that sum to one."""
+
+    weights: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, **settings: Any) -> WeightedCriterion:  # noqa: ANN401
+        """From "response=2,resolution=1" or "width". Raises TuningError."""
+        weights: dict[str, float] = {}
+        for part in text.split(","):
+            family, _, weight = part.partition("=")
+            try:
+                weights[family.strip()] = float(weight or 1)
+            except ValueError:
+                weights[family.strip()] = math.nan
+        known = set(weights) <= set(FAMILIES)
+        if not known or not all(0 < weight < math.inf for weight in weights.values()):
+            raise TuningError(
+                f"Criterion {text!r:.60} is unknown; choose among {', '.join(CRITERIA)}, or one or several of "
+                f"{', '.join(FAMILIES)} with positive weights, such as response=2,resolution=1."
+            )
+        total = sum(weights.values())
+        shares = tuple((family, weight / total) for family, weight in weights.items())
+        listed = " + ".join(f"{share:.3g} {family}" if len(shares) > 1 else family for family, share in shares)
+        return cls(name=text, description=f"relative change of {listed}", weights=shares, **settings)
+
+    def figure(self, families: Mapping[str, Array]) -> Array:
+        """(replicas + 1,) figures from those of the families."""
+        return np.sum([weight * families[family] for family, weight in self.weights], axis=0)  # type: ignore[no-any-return]
+
+
+FAMILIES = ("response", "resolution", "z", "x", "y", "rings", "moments", "width", "occupancy", "spectrum")
+"""Families of observables: energy response and its width, profiles, their moments, lateral width, hits, cell energies."""
+
 CRITERIA: dict[str, type[ProfileCriterion]] = {"fidelity": FidelityCriterion, "profile": ProfileCriterion}
 
 
 def get_criterion(name: str, *, threshold_mev: float, confidence: float, seed: int) -> ProfileCriterion:
-    """The criterion of that name. Raises TuningError listing those there are."""
-    if name not in CRITERIA:
-        raise TuningError(f"Criterion {name!r:.40} is unknown; choose among {', '.join(CRITERIA)}.")
+    """The criterion of that name, or of families with weights ("response=2,resolution=1"). Raises TuningError."""
     if not 0.5 <= confidence < 1:
         raise TuningError(f"The confidence must be at least 0.5 and below 1, not {confidence:g}; 0.95 is usual.")
+    if name not in CRITERIA:
+        return WeightedCriterion.parse(name, threshold_mev=threshold_mev, confidence=confidence, seed=seed)
     return CRITERIA[name](threshold_mev=threshold_mev, confidence=confidence, seed=seed)
 
 

@@ -29,6 +29,7 @@ _FIRST: dict[Use, int] = {"search": 1 << 20, "held_out": 1 << 21, "monte_carlo":
 class NetworkSubject:
     """A network that is no surrogate. See Subject.
 
+    Arrays that are no inputs of the network, such as labels, are for the criterion, if that is a function of the user's.
     Arrays are shared out in an order drawn from `seed`: a quarter, at most `calibration_events`, to calibrate, half of the rest
     for the search and half held out. A function of events (first, last) is asked for events of its own for each use.
     """
@@ -48,7 +49,7 @@ class NetworkSubject:
         self._network = read_network(model, lambda: self._given(0, 2))
         self.name, self.criterion = self._network.name, criterion
         self._share(calibration_events, seed)
-        example = self._given(0, 1)
+        example = {name: array for name, array in self._at(0, 1).items() if name in self._network.inputs}
         self.shapes, free = _shapes(self._network, example, batch, self.most_events)
         self.model = _reshaped(self._network, self.shapes, free)
         self.digest = self._digest(source_of(criterion))
@@ -57,7 +58,9 @@ class NetworkSubject:
         """See Subject."""
         batch = next(iter(self.shapes.values()))[0]
         last = self._calibrating - self._calibrating % batch
-        return [self._at(start, start + batch) for start in range(0, max(last, batch), batch)]
+        taken = self._network.inputs
+        batches = (self._at(start, start + batch) for start in range(0, max(last, batch), batch))
+        return [{name: array for name, array in arrays.items() if name in taken} for arrays in batches]
 
     def events(self, use: Use, start: int, stop: int) -> Arrays:
         """See Subject."""
@@ -90,7 +93,7 @@ class NetworkSubject:
         if callable(self._inputs):
             self._calibrating, self.most_events, self._order = calibration_events, 1 << 20, None
             return
-        arrays = self._network.fitted(self._inputs)
+        arrays = self._fitted(self._inputs)
         count = len(next(iter(arrays.values())))
         if count < FEWEST_EVENTS:
             raise TuningError(
@@ -104,9 +107,22 @@ class NetworkSubject:
 
     def _at(self, first: int, last: int) -> Arrays:
         if self._order is None or callable(self._inputs):
-            return self._network.fitted(self._given(first, last))
+            return self._fitted(self._given(first, last))
         chosen = self._order[np.arange(first, last) % len(self._order)]
         return {name: array[chosen] for name, array in self._inputs.items()}
+
+    def _fitted(self, given: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The network's inputs as it takes them and, for a function of the user's, what else is given of each event."""
+        taken = set(self._network.inputs)
+        more = isinstance(self.criterion, UserLoss) and taken < set(given)
+        arrays = self._network.fitted({name: array for name, array in given.items() if name in taken or not more})
+        others = {name: np.asarray(array) for name, array in given.items() if more and name not in taken}
+        count = len(next(iter(arrays.values())))
+        if wrong := [name for name, array in others.items() if array.ndim == 0 or len(array) != count]:
+            raise TuningError(
+                f"The array {wrong[0]!r:.80} does not have the {count} events of the network's inputs. Give one for each."
+            )
+        return arrays | others
 
     def _given(self, first: int, last: int) -> Mapping[str, NDArray[Any]]:
         if not callable(self._inputs):

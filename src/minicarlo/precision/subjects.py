@@ -36,7 +36,7 @@ def subject_of(
             raise TuningError("A surrogate brings inputs and batch of its own: leave out the inputs and the batch.")
         name = criterion or "fidelity"
         if not isinstance(name, str):
-            raise TuningError("A surrogate is judged by the criteria fidelity or profile, not by a function.")
+            raise TuningError("A surrogate is judged by fidelity, profile or families of observables, not by a function.")
         loaded = model if isinstance(model, Surrogate) else Surrogate.load(model)
         if rewrite:
             loaded = fastest(loaded)

@@ -98,9 +98,10 @@ def tune(
         formats: which of int8, bf16, fp16, w8 and w4 (weights alone in 8 or 4 bits) layers may have; fp32 is always allowed.
             Unless they are named, int8 and bf16, and w8 and w4 where size or latency is the first objective. What the
             processor lacks is not offered, nor is fp16 beside bf16, of which a compiled model has only one.
-        criterion: for surrogates "fidelity" (largest relative change of any family of observables, unless another is named) or
-            "profile" (CERN's figure). For others "relative-l2" (unless another is named), "max-error", "cosine", "wasserstein",
-            "accuracy", "module:function", or a function (see `minicarlo.precision.losses`).
+        criterion: for surrogates "fidelity" (largest relative change of any family of observables, unless another is named),
+            "profile" (CERN's figure), or families with weights ("response=2,resolution=1"). For others "relative-l2" (unless
+            another is named), "max-error", "cosine", "wasserstein", "accuracy", "module:function", or a function (see
+            `minicarlo.precision.losses`).
         ranges: estimators of int8 layers' ranges, of min-max, percentile, mse, kl. The first is what layers begin with; a layer
             that alone takes more than its share of the tolerance is tried with the others, too.
         portable: give int8 weights half of their range, so that sums do not saturate on processors without VNNI either.
