@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     help="How ranges of int8 are estimated: layers begin with the first, those that harm are tried with the others.",
 )
 @click.option(
+    "--smooth/--no-smooth", default=None, help="Make channels smoother before int8.  [default: if it moves events less]"
+)
+@click.option(
     "--portable",
     is_flag=True,
     help="Int8 weights of half the range: right on processors without VNNI, too, for a little accuracy.",
@@ -94,6 +97,7 @@ def command(
     reference: Path | None,
     ranges: str,
     portable: bool,
+    smooth: bool | None,
     calibration_events: int,
     evaluation_events: int,
     objective: str,
@@ -137,6 +141,7 @@ def command(
             reference=reference,
             ranges=tuple(part.strip() for part in ranges.split(",") if part.strip()),
             portable=portable,
+            smooth=smooth,
             calibration_events=calibration_events,
             evaluation_events=evaluation_events,
             objective=objective,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from minicarlo.engines import usable_cores
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
@@ -33,6 +33,12 @@ class Evaluation(Judge):
     def compile(self, plan: Plan) -> OpenVinoNetwork:
         """The plan, ready to run on all cores."""
         return self.ready(self._quantizer.apply(plan))
+
+    def movement_in_int8(self, layers: Iterable[str]) -> float:
+        """How far the events of a probe move with these layers in int8, by its numbers alone: no kernel plays a part."""
+        plan = Plan.uniform(self._quantizer.layers, "fp32").with_formats(dict.fromkeys(layers, "int8"))
+        network = self._quantizer.apply(plan).compile(self.shapes, streams=usable_cores(), emulate=True)
+        return self.probe(network)[1]
 
     def layer_seconds(self, plan: Plan, *, single: bool = False) -> dict[str, float]:
         """Time of each layer in one batch of a plan, on one core; with `single`, in one event."""

@@ -29,6 +29,7 @@ class History:
         self.sensitivities: dict[tuple[str, str], Probe] = {}
         self.times: dict[tuple[str, str], dict[str, float]] = {}
         self.wrong_kernels: list[dict[str, Any]] | None = None
+        self.smooth: bool | None = None
         header = {"kind": "request", **request}
         lines = _complete_lines(path)
         if lines and _parse(lines[0]) == _parse(_line(header)):
@@ -60,6 +61,11 @@ class History:
         self.wrong_kernels = wrong_kernels
         self._append({"kind": "audit", "wrong": wrong_kernels})
 
+    def add_smoothing(self, taken: bool, plain: float, smooth: float) -> None:
+        """Keep whether channels are made smoother, and how far int8 moves events without and with it."""
+        self.smooth = taken
+        self._append({"kind": "smoothing", "taken": taken, "plain": plain, "smooth": smooth})
+
     def content(self) -> bytes:
         """The file as it is."""
         return self.path.read_bytes()
@@ -84,11 +90,13 @@ class History:
                 self.sensitivities[entry["layer"], entry["format"]] = probe
             elif entry.get("kind") == "times":
                 self.times[entry["objective"], entry["format"]] = _numbers(entry["seconds"])
+            elif entry.get("kind") == "smoothing":
+                self.smooth = bool(entry["taken"])
             elif entry.get("kind") == "audit":
                 self.wrong_kernels = [{**check} for check in entry["wrong"]]
         except (AttributeError, KeyError, TypeError, ValueError, TuningError):
             return False
-        return entry.get("kind") in ("trial", "sensitivity", "times", "audit")
+        return entry.get("kind") in ("trial", "sensitivity", "times", "smoothing", "audit")
 
     def _rewrite(self, lines: list[str]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 ```yaml
 version: 1
+smooth: false              # whether channels are made smoother before int8 (`minicarlo.precision.smoothing`)
 rewrites: []               # of the graph, before anything else: kind and target of each (a surrogate's; see `minicarlo optimise`)
 layers:
   shape.conv1: int8        # every layer of the graph in graph order
@@ -38,6 +39,7 @@ class _Content(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1]
+    smooth: bool = False
     rewrites: list[Rewrite] = []
     layers: Annotated[dict[str, str], Field(min_length=1)]
 
@@ -49,6 +51,7 @@ class PlanFile:
     path: Path
     rewrites: tuple[Rewrite, ...]
     layers: dict[str, str]
+    smooth: bool = False
 
     @classmethod
     def read(cls, path: Path | str) -> PlanFile:
@@ -70,7 +73,7 @@ class PlanFile:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the whole"
             raise TuningError(f"Plan {path}, field {field:.80}: {first['msg']:.200}.") from error
-        return cls(path, tuple(content.rewrites), content.layers)
+        return cls(path, tuple(content.rewrites), content.layers, content.smooth)
 
     def plan(self, layers: Sequence[Layer]) -> Plan:
         """The plan for a graph of these layers. Raises TuningError unless each has a known format and there are no others."""
@@ -98,7 +101,7 @@ class PlanFile:
         return Plan.of({name: forms[name] for name in names}).with_schemes(schemes)
 
 
-def plan_yaml(plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite]) -> bytes:
+def plan_yaml(plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite], smooth: bool = False) -> bytes:
     """The plan file of `plan`: beside each layer stands its share of the multiply-accumulates."""
     total = sum(layer.macs for layer in layers) or 1
     schemes = dict(plan.schemes)
@@ -106,5 +109,7 @@ def plan_yaml(plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite]) 
     entries = {layer.name: yaml.safe_dump({layer.name: texts[layer.name]}, allow_unicode=True).strip() for layer in layers}
     width = max(map(len, entries.values()))
     lines = [f"  {entries[layer.name]:{width}}  # {layer.macs / total:.1%} of the multiply-accumulates" for layer in layers]
-    head = yaml.safe_dump({"version": 1, "rewrites": [asdict(rewrite) for rewrite in rewrites]}, sort_keys=False)
+    head = yaml.safe_dump(
+        {"version": 1, "smooth": smooth, "rewrites": [asdict(rewrite) for rewrite in rewrites]}, sort_keys=False
+    )
     return (_HEADER.format(formats=" or ".join(FORMATS)) + head + "layers:\n" + "\n".join(lines) + "\n").encode()

@@ -32,6 +32,7 @@ from minicarlo.precision.plan import Layer, Plan
 from minicarlo.precision.ranges import Histogram, bounds, histograms
 from minicarlo.precision.scheme import DEFAULT, Scheme
 from minicarlo.precision.small_weights import BITS, with_small_weights
+from minicarlo.precision.smoothing import groups, smoothed
 from minicarlo.precision.transplant import QuantisedLayer, keep_biases_apart, read_quantised, transplant
 
 if TYPE_CHECKING:
@@ -49,11 +50,19 @@ class PlannedModel:
     inference_precision: Literal["f32", "bf16", "f16"]
 
     def compile(
-        self, shapes: Mapping[str, Sequence[int]], *, streams: int = 1, threads: int = 1, profile: bool = False
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        *,
+        streams: int = 1,
+        threads: int = 1,
+        profile: bool = False,
+        emulate: bool = False,
     ) -> OpenVinoNetwork:
-        """Compile it for the processor and inputs of `shapes`."""
+        """Compile it for the processor and inputs of `shapes`; see OpenVinoNetwork."""
         with self.on_disk() as path:
-            return OpenVinoNetwork(path, self.inference_precision, shapes, streams=streams, threads=threads, profile=profile)
+            return OpenVinoNetwork(
+                path, self.inference_precision, shapes, streams=streams, threads=threads, profile=profile, emulate=emulate
+            )
 
     @contextmanager
     def on_disk(self) -> Iterator[Path]:
@@ -74,11 +83,14 @@ class Quantizer:
     int8 layers (activation ranges, int8 weights, corrected bias), so that one more plan costs no calibration and what a layer
     becomes does not depend on the others. Schemes with other ranges replace these and correct the bias anew.
 
+    With `smooth` the channels between layers are made smoother first (`minicarlo.precision.smoothing`), which changes float32 by
+    rounding only; `smooth_groups` are the layers that this concerns.
+
     Raises TuningError when the graph has no layer to plan.
     """
 
-    def __init__(self, model: openvino.Model, batches: Sequence[Arrays], name: str) -> None:
-        self._model, self._batches = model.clone(), batches
+    def __init__(self, model: openvino.Model, batches: Sequence[Arrays], name: str, *, smooth: bool = False) -> None:
+        self._model, self._batches, self.smooth = model.clone(), batches, smooth
         name_layers(self._model)
         _fold(self._model)
         self._names = _planned_operations(self._model)
@@ -87,6 +99,9 @@ class Quantizer:
                 f"{name} has no convolution or matrix product with fixed weights, so there is no precision to lower."
             )
         self.layers = _layers(self._model, self._names, batches[0])
+        self.smooth_groups = groups(self._model, self._names)
+        if smooth:
+            self._model = smoothed(self._model, self._names, batches[0])
         self._base: dict[bool, dict[str, QuantisedLayer]] = {}
         self._variants: dict[tuple[str, Scheme], QuantisedLayer] = {}
 
@@ -110,9 +125,9 @@ class Quantizer:
         return self._variants[layer, scheme]
 
     @classmethod
-    def of(cls, subject: Subject) -> Quantizer:
+    def of(cls, subject: Subject, *, smooth: bool = False) -> Quantizer:
         """The quantizer of what is tuned."""
-        return cls(subject.model, subject.calibration(), subject.name)
+        return cls(subject.model, subject.calibration(), subject.name, smooth=smooth)
 
     def apply(self, plan: Plan) -> PlannedModel:
         """The model in which each layer has the format of `plan` and everything else is float32."""

@@ -307,6 +307,7 @@ class Study:
             wrong_kernels=tuple(self._history.wrong_kernels or ()),
             not_offered=self._not_offered,
             schemes={name: str(scheme) for name, scheme in plan.schemes},
+            smooth=self._quantizer.smooth,
             layers=layer_table(self._quantizer.layers, plan, ran, self._history),
             history=tuple(self.trials),
         )
@@ -322,7 +323,7 @@ class Study:
         }
         kept = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
         speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._objectives.timed else None
-        plan_file = plan_yaml(plan, self._quantizer.layers, self._subject.rewrites)
+        plan_file = plan_yaml(plan, self._quantizer.layers, self._subject.rewrites, self._quantizer.smooth)
         self._subject.write(output, planned, kept | facts, self._history.content(), plan_file, speed)
 
 

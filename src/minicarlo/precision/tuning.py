@@ -29,11 +29,15 @@ from minicarlo.precision.rewriting import with_rewrites
 from minicarlo.precision.scheme import RANGES, Scheme
 from minicarlo.precision.strategies import Problem, get_strategy
 from minicarlo.precision.study import Progress, Study
+from minicarlo.precision.subject import Subject
 from minicarlo.precision.subjects import is_surrogate, subject_of
 from minicarlo.precision.surrogates import SurrogateSubject
 from minicarlo.surrogate import Surrogate
 
 ExitPolicy = Literal["first", "exhausted"]
+
+CLEARLY = 0.95
+"""Smoother channels are kept if int8 moves events by less than this share of what it does without them."""
 
 
 def tune(
@@ -58,6 +62,7 @@ def tune(
     timing_seconds: float = 1.0,
     ranges: Sequence[str] = RANGES,
     portable: bool = False,
+    smooth: bool | None = None,
     plan: Path | str | None = None,
     sensitivity: bool = False,
     cluster: str | None = None,
@@ -105,6 +110,8 @@ def tune(
         ranges: estimators of int8 layers' ranges, of min-max, percentile, mse, kl. The first is what layers begin with; a layer
             that alone takes more than its share of the tolerance is tried with the others, too.
         portable: give int8 weights half of their range, so that sums do not saturate on processors without VNNI either.
+        smooth: make the channels between layers smoother before int8 (`minicarlo.precision.smoothing`); None tries it and keeps
+            what moves events less.
         calibration_events: events that activation ranges are measured on; a surrogate's cover its whole energy range.
 
     Raises TuningError, InvalidSurrogate, InvalidModel, MissingExtra, InvalidEventSet, OutputError; with `cluster` also
@@ -151,6 +158,7 @@ def tune(
         rewrite=not TIMED.isdisjoint(objectives) and given is None,
         seed=seed,
     )
+    smooth = smooth if given is None else given.smooth
     if reference is not None and not isinstance(subject, SurrogateSubject):
         raise TuningError("Monte Carlo events can judge a surrogate only; leave out the reference.")
     request = {
@@ -166,31 +174,32 @@ def tune(
         "objective": list(objectives),
         "ranges": list(ranges),
         "portable": portable,
+        "smooth": smooth,
         "machine": machine(),
     }
     chosen_strategy = get_strategy(strategy)
     path = output.with_name(f".{output.name}.tuning.jsonl")
     check_writable(path)
-    quantizer = Quantizer.of(subject)
-    evaluation = Evaluation(subject, quantizer, events=evaluation_events)
-    confirm = None
-    if reference is not None and isinstance(subject, SurrogateSubject):
-        confirm = partial(subject.against_monte_carlo, evaluation, path=Path(reference), tolerance=tolerance)
-    study = Study(
-        subject,
-        quantizer,
-        evaluation,
-        history := History(path, request),
-        tolerance=tolerance,
-        budget=Budget(max_trials, time_limit),
-        objectives=Objectives(objectives, quantizer, evaluation, timing_seconds, history),
-        confirm=confirm,
-        schemes=[Scheme(name, half_range=portable) for name in ranges],
-        not_offered=lacking,
-        progress=progress,
-        status=status,
-    )
+    history = History(path, request)
     try:
+        quantizer, evaluation = _prepared(subject, evaluation_events, history, smooth if "int8" in allowed else False)
+        confirm = None
+        if reference is not None and isinstance(subject, SurrogateSubject):
+            confirm = partial(subject.against_monte_carlo, evaluation, path=Path(reference), tolerance=tolerance)
+        study = Study(
+            subject,
+            quantizer,
+            evaluation,
+            history,
+            tolerance=tolerance,
+            budget=Budget(max_trials, time_limit),
+            objectives=Objectives(objectives, quantizer, evaluation, timing_seconds, history),
+            confirm=confirm,
+            schemes=[Scheme(name, half_range=portable) for name in ranges],
+            not_offered=lacking,
+            progress=progress,
+            status=status,
+        )
         if given is not None:
             return study.replay(given.plan(quantizer.layers), output, probed=allowed if sensitivity else ())
         offered = study.offered(allowed)
@@ -224,6 +233,23 @@ def tune(
     except (KeyboardInterrupt, OutOfBudget) as stop:
         study.interrupted = isinstance(stop, KeyboardInterrupt)
     return study.finish(output)
+
+
+def _prepared(subject: Subject, events: int, history: History, smooth: bool | None) -> tuple[Quantizer, Evaluation]:
+    """The quantizer, with smoother channels if that is wanted or, unless it is said, if int8 moves events clearly less so."""
+    plain = Quantizer.of(subject)
+    evaluation = Evaluation(subject, plain, events=events)
+    smooth = history.smooth if smooth is None else smooth
+    if not plain.smooth_groups or smooth is False:
+        return plain, evaluation
+    other = Quantizer.of(subject, smooth=True)
+    smoother = Evaluation(subject, other, events=events)
+    if smooth is None:
+        readers = [plain.operations[name] for group in plain.smooth_groups for name in group.readers]
+        before, after = (each.movement_in_int8(readers) for each in (evaluation, smoother))
+        smooth = after < CLEARLY * before
+        history.add_smoothing(smooth, before, after)
+    return (other, smoother) if smooth else (plain, evaluation)
 
 
 def _lacking(wanted: tuple[str, ...]) -> dict[str, str]:
