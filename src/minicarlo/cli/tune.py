@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,13 @@ if TYPE_CHECKING:
 @click.option(
     "--cluster", help="Dask workers for what needs no clock: local[:N], ssh:HOST,HOST, slurm[:N], htcondor[:N], tcp://HOST:PORT."
 )
+@click.option(
+    "--qat",
+    type=click.Path(path_type=Path),
+    help="As the last resort, where no plan passes: the configuration that the surrogate was trained with. Its run goes on with "
+    "int8 in the loop, and what comes of it is tuned. Needs --reference.",
+)
+@click.option("--qat-steps", type=int, default=1000, show_default=True, help="Steps of that training.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of latents, energies and the bootstrap.")
 @json_option
 def command(
@@ -104,6 +112,8 @@ def command(
     plan: Path | None,
     sensitivity: bool,
     cluster: str | None,
+    qat: Path | None,
+    qat_steps: int,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -119,17 +129,20 @@ def command(
       minicarlo tune clic-ecal -o clic-ecal-tuned
       minicarlo tune my-surrogate -o my-surrogate-tuned --tolerance 0.01 --reference geant4.h5
       minicarlo tune my-surrogate -o edited --plan edited-plan.yaml
+      minicarlo tune my-surrogate -o my-surrogate-tuned --reference geant4.h5 --qat my.toml
       minicarlo tune net.onnx -o net-tuned --inputs data.npz --criterion wasserstein --tolerance 0.01
     """
     from minicarlo.precision import tune
+    from minicarlo.qat import tune_or_retrain
 
+    if qat is not None and (reference is None or plan is not None or inputs is not None or batch is not None):
+        raise click.UsageError("--qat needs --reference, and goes together with neither --plan nor the inputs of other networks.")
     with progress_bar("Tuning", unit="plans") as progress:
         display = _Display(progress)
-        result = tune(
-            model,
-            output,
-            inputs=inputs,
-            batch=batch,
+        search = partial(tune, model, output, inputs=inputs, batch=batch, plan=plan)
+        if qat is not None:
+            search = partial(tune_or_retrain, model, output, qat, steps=qat_steps, training_progress=display.training)
+        result = search(
             formats=None if formats is None else tuple(part.strip() for part in formats.split(",") if part.strip()),
             criterion=criterion,
             tolerance=tolerance,
@@ -145,7 +158,6 @@ def command(
             calibration_events=calibration_events,
             evaluation_events=evaluation_events,
             objective=objective,
-            plan=plan,
             sensitivity=sensitivity,
             cluster=cluster,
             seed=seed,
@@ -225,6 +237,9 @@ class _Display:
     def progress(self, done: int, total: int) -> None:
         self._done, self._total = done, total
         self._show(done, total, self._note)
+
+    def training(self, done: int, total: int) -> None:
+        self._show(done, total, "steps of training with int8 in the loop")
 
     def status(self, status: Status) -> None:
         best = status.best

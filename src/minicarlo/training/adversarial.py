@@ -12,6 +12,7 @@ from torch.nn import functional
 from minicarlo.generators.gan2d import Gan2D
 from minicarlo.generators.gan3d import ENERGY_UNITS, IMAGE_UNIT_MEV, Discriminator3D, Gan3D
 from minicarlo.training.config import Training
+from minicarlo.training.int8 import compute_in_int8
 from minicarlo.training.scores import Balance, warm_up_and_cosine
 from minicarlo.training.shower_scores import ShowerScores
 from minicarlo.training.showers import Showers
@@ -57,6 +58,8 @@ class AdversarialRecipe:
         self.balance = Balance()
         self.scores = ShowerScores(generator, self.showers, 1.0, settings, device, self.bf16)
         self.total_steps = settings.score_steps + settings.steps
+        if settings.int8:
+            compute_in_int8(self.generator)
         self.fit = fit_visible_energy(showers, generator.high_mev).to(device)
 
     def step(self, step: int) -> dict[str, Tensor]:

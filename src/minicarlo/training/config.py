@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from minicarlo.errors import InvalidConfig
 
@@ -45,11 +45,19 @@ class Training(Section):
     seed: int = Field(default=1, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # fuse with torch.compile; needs a C++ compiler
+    int8: bool = False  # train with int8 in the loop: what is tuned afterwards has been told
     threads: int | None = Field(default=None, gt=0)
     device: Literal["auto", "cpu", "cuda", "xpu"] = "auto"
     checkpoint_every: int = Field(default=500, gt=0)
     validate_every: int = Field(default=500, gt=0)
     validation_events: int = Field(default=1000, gt=0)
+
+    @model_validator(mode="after")
+    def check_int8(self) -> Training:
+        """What computes in int8 by hooks cannot be fused."""
+        if self.int8 and self.compile:
+            raise ValueError("int8 and compile exclude each other; leave out compile")
+        return self
 
 
 class TrainConfig(Section):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minicarlo.generators.shower2d import LATENT_NOISE, LATENT_SHAPE, Shower2D, from_root, to_root
 from minicarlo.training.config import Training
 from minicarlo.training.critic import CriticScores, LayerCritic
+from minicarlo.training.int8 import compute_in_int8
 from minicarlo.training.scores import (
     Balance,
     Standardisation,
@@ -63,6 +64,8 @@ class ScoringRecipe:
             self.critic = CriticScores(LayerCritic(size), settings.critic_learning_rate, device, bf16=False)
         self.make_cells = torch.compile(self.generate) if settings.compile else self.generate
         self.total_steps = settings.energy_steps + settings.steps
+        if settings.int8:
+            compute_in_int8(self.generator.shape)
         self.set_initial_values()
 
     @torch.no_grad()
