@@ -1,15 +1,17 @@
-"""Our tuner against others on one surrogate, and the article's table of formats.
+"""Our tuner against others on several networks, and the article's table of formats.
 
-    python benchmarks/tuning.py [SURROGATE] [--tolerance T] [--only NAME ...] [--vnni] [--peers FOLDER] [--json FILE]
+    python benchmarks/tuning.py [SURROGATE ...] [--digits FOLDER] [--tolerance T] [--only NAME ...] [--vnni] [--peers FOLDER]
+                                [--json FILE]
 
-The first table has FP32, BF16, all INT8 and what `pareto` finds: speed, accuracy with interval, CERN's figure against Monte Carlo
-events, share of the multiply-accumulates in int8. The second has the contestants: our strategies, NNCF's `quantize` and
-`quantize_with_accuracy_control`, ONNX Runtime's static quantisation (extra `dev`), and Intel Neural Compressor 2.6, the last
-version with the tuner of the article, which needs an environment of its own: `--peers FOLDER` makes it there and lets it take
-part. Each gets the same calibration events and at most 100 trials; accuracy is our criterion (largest relative change of any
-family of observables, the same latents, events that no contestant saw) with its 95 % interval, speed is interleaved with FP32
-of OpenVINO on all cores. `--vnni` holds all to the instructions of the article's processors: no AMX, no bf16. Run on a quiet
-machine.
+For each surrogate, and for the GAN of `digits_gan.py`, two tables. The first has FP32, BF16, all INT8 and what `pareto` finds:
+speed, accuracy with interval, for surrogates CERN's figure against Monte Carlo events, share of the multiply-accumulates in
+int8. The second has the contestants: our strategies, NNCF's `quantize` and `quantize_with_accuracy_control`, ONNX Runtime's
+static quantisation (extra `dev`), and Intel Neural Compressor 2.6, the last version with the tuner of the article, which needs an
+environment of its own: `--peers FOLDER` makes it there and lets it take part. Each gets the same calibration events and at most
+`--trials` trials; accuracy is our criterion (largest relative change of any family of observables; for the digits the relative
+change in the L2 norm) on the same latents and on events that no contestant saw, with its 95 % interval; speed is interleaved with
+FP32 of OpenVINO on all cores. `--vnni` holds all to the instructions of the article's processors: no AMX, no bf16. Run on a
+quiet machine.
 """
 
 from __future__ import annotations
@@ -31,82 +33,114 @@ import numpy as np
 if "--vnni" in sys.argv:
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"  # read once, when OpenVINO is loaded
 
-from minicarlo.engines import machine, read_model, usable_cores
+from minicarlo.engines import has_bf16, machine, read_ir, usable_cores
 from minicarlo.engines.network import OpenVinoNetwork
-from minicarlo.precision import Quantizer, SurrogateSubject, get_criterion, tune
+from minicarlo.precision import Plan, Quantizer, SurrogateSubject, get_criterion, int8_share, tune
+from minicarlo.precision.audit import check_kernels
 from minicarlo.precision.evaluation import Evaluation
-from minicarlo.precision.plan import Plan, int8_share
+from minicarlo.precision.losses import get_loss
+from minicarlo.precision.networks import NetworkSubject
 from minicarlo.precision.quantization import _nncf
-from minicarlo.precision.surrogates import BATCH
+from minicarlo.precision.scheme import Scheme
 from minicarlo.surrogate import Surrogate, sample_path
 
-EVENTS, CALIBRATION, SECONDS, TRIALS = 2048, 256, 4.0, 100
+EVENTS, CALIBRATION, SECONDS = 2048, 256, 4.0
+UNSEEN = 1 << 24
+"""Added to the numbers of events that the last judgement is made on."""
+
 STRATEGIES = ("pareto", "basic", "mse", "mse_v2", "tpe", "random")
 NEURAL_COMPRESSOR = ("neural-compressor==2.6", "numpy<2", "onnx<1.17", "onnxruntime<1.20", "setuptools<81", "six")
 
 
-class OnnxRuntimeGenerator:
-    """A quantised ONNX model on ONNX Runtime, as many sessions at once as there are cores would share."""
-
-    batch = BATCH
+class OnnxRuntimeNetwork:
+    """An ONNX model on ONNX Runtime, with all cores for each inference."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = usable_cores()
+        options.intra_op_num_threads, options.log_severity_level = usable_cores(), 3
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._names = [output.name for output in self._session.get_outputs()]
 
     def map(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
         for key, inputs in batches:
-            yield key, {"showers": self._session.run(None, inputs)[0]}
+            yield key, dict(zip(self._names, self._session.run(None, inputs), strict=True))
+
+
+class Wrapped:
+    """A compiled model of NNCF's as our criterion wants it."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def map(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+        for key, inputs in batches:
+            yield key, {min(port.get_names()): array for port, array in self._model(inputs).items()}
 
 
 class Contest:
-    """One surrogate, one criterion, one set of events."""
+    """One network, one criterion, one set of events.
 
-    def __init__(self, surrogate: Surrogate, tolerance: float, formats: tuple[str, ...]) -> None:
-        self.surrogate, self.tolerance, self.formats = surrogate, tolerance, formats
-        self.criterion = get_criterion(
-            "fidelity", threshold_mev=surrogate.manifest.readout_threshold_mev, confidence=0.95, seed=1
-        )
-        self.subject = SurrogateSubject(surrogate, self.criterion, calibration_events=CALIBRATION, seed=1)
-        self.calibration = self.subject.calibration()
-        self.quantizer = Quantizer.of(self.subject)
-        self.evaluation = Evaluation(self.subject, self.quantizer, events=EVENTS)
-        self.judge = Evaluation(SurrogateSubject(surrogate, self.criterion, seed=2), self.quantizer, events=EVENTS)
+    `tuned` is what `tune` takes, `onnx` the same network as a file, `settings` are more for `tune`; `subject` has the events of
+    the search, `unseen` those of the last judgement.
+    """
+
+    def __init__(self, tuned: Any, onnx: Path, subject: Any, unseen: Any, settings: dict[str, Any]) -> None:
+        self.tuned, self.onnx, self.subject, self.settings = tuned, onnx, subject, settings
+        self.tolerance, self.trials, events = settings["tolerance"], settings["max_trials"], settings["evaluation_events"]
+        self.batch = next(iter(subject.shapes.values()))[0]
+        self.calibration = subject.calibration()
+        self.quantizer = Quantizer.of(subject)
+        self.evaluation = Evaluation(subject, self.quantizer, events=events)
+        self.judge = Evaluation(unseen, self.quantizer, events=events)
         self.evaluations = self.events = 0
+
+    @classmethod
+    def of_surrogate(cls, surrogate: Surrogate, settings: dict[str, Any]) -> Contest:
+        threshold = surrogate.manifest.readout_threshold_mev
+        criterion = get_criterion("fidelity", threshold_mev=threshold, confidence=0.95, seed=1)
+        pair = (SurrogateSubject(surrogate, criterion, calibration_events=CALIBRATION, seed=seed) for seed in (1, 2))
+        return cls(surrogate, surrogate.path / "fp32.onnx", *pair, settings)
+
+    @classmethod
+    def of_digits(cls, folder: Path, settings: dict[str, Any]) -> Contest:
+        import digits_gan
+
+        path = digits_gan.make(folder / "digits.onnx")
+        loss = get_loss("relative-l2", confidence=0.95, seed=1)
+        subject = NetworkSubject(path, digits_gan.inputs, loss, calibration_events=CALIBRATION)
+        unseen = NetworkSubject(path, lambda first, last: digits_gan.inputs(first + UNSEEN, last + UNSEEN), loss)
+        return cls(path, path, subject, unseen, settings | {"inputs": digits_gan.inputs})
 
     def ours(self, strategy: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:
-            result = tune(
-                self.surrogate,
-                Path(folder, "out"),
-                strategy=strategy,
-                formats=self.formats,
-                tolerance=self.tolerance,
-                max_trials=TRIALS,
-                seed=1,
-            )
-            model, precision = read_model(Surrogate.load(Path(folder, "out")), "tuned")
+            output = Path(folder, "out")
+            result = tune(self.tuned, output, strategy=strategy, seed=1, **self.settings)
+            place = output / "tuned" if (output / "tuned").exists() else output
+            xml, weights = ((place / name).read_bytes() for name in ("model.xml", "model.bin"))
+            facts = json.loads((place / "plan.json").read_text())
         self.evaluations, self.events = result.full_evaluations, result.events
-        return OpenVinoNetwork(model, precision, self.subject.shapes, streams=usable_cores())
+        return OpenVinoNetwork(read_ir(xml, weights), facts["inference_precision"], self.subject.shapes, streams=usable_cores())
 
     def uniform(self, form: str) -> Any:
-        return self.evaluation.compile(Plan.uniform(self.quantizer.layers, form))
+        """Every layer in one format; int8 with weights of half the range where sums would saturate."""
+        plan = Plan.uniform(self.quantizer.layers, form)
+        if form == "int8":
+            checks = check_kernels(self.subject, self.quantizer, ("int8",))
+            plan = plan.with_schemes({check.layer: Scheme(half_range=True) for check in checks if check.mended})
+        return self.evaluation.compile(plan)
 
     def nncf_quantize(self) -> Any:
         nncf = _nncf()
-        model, _ = read_model(self.surrogate)
-        quantised = nncf.quantize(model, nncf.Dataset(self.calibration), fast_bias_correction=False)
+        quantised = nncf.quantize(self.subject.model, nncf.Dataset(self.calibration), fast_bias_correction=False)
         return self.compiled(quantised)
 
     def nncf_accuracy_control(self) -> Any:
         nncf = _nncf()
-        model, _ = read_model(self.surrogate)
         batches = nncf.Dataset(self.calibration)
         quantised = nncf.quantize_with_accuracy_control(
-            model,
+            self.subject.model,
             batches,
             batches,
             lambda compiled, _: (-self.loss(Wrapped(compiled)), None),
@@ -128,14 +162,14 @@ class Contest:
 
         with tempfile.TemporaryDirectory() as folder:
             quantize_static(
-                self.surrogate.path / "fp32.onnx",
+                self.onnx,
                 Path(folder, "int8.onnx"),
                 Reader(self.calibration),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
-            return OnnxRuntimeGenerator(Path(folder, "int8.onnx"))
+            return OnnxRuntimeNetwork(Path(folder, "int8.onnx"))
 
     def neural_compressor(self, python: Path, strategy: str) -> Any:
         """Its process asks for the loss of one model after the other (`neural_compressor_peer.py`)."""
@@ -144,8 +178,8 @@ class Contest:
             np.savez(
                 Path(folder, "calibration.npz"), **{n: np.concatenate([each[n] for each in self.calibration]) for n in names}
             )
-            command = [python, Path(__file__).with_name("neural_compressor_peer.py"), self.surrogate.path.resolve() / "fp32.onnx"]
-            arguments = ["calibration.npz", "out.onnx", strategy, self.tolerance, TRIALS, BATCH]
+            command = [python, Path(__file__).with_name("neural_compressor_peer.py"), self.onnx.resolve()]
+            arguments = ["calibration.npz", "out.onnx", strategy, self.tolerance, self.trials, self.batch]
             peer = subprocess.Popen(
                 list(map(str, command + arguments)),
                 cwd=folder,
@@ -157,18 +191,18 @@ class Contest:
             assert peer.stdin is not None and peer.stdout is not None
             for path in peer.stdout:
                 try:
-                    loss = self.loss(OnnxRuntimeGenerator(Path(path.strip())))
+                    loss = self.loss(OnnxRuntimeNetwork(Path(path.strip())))
                 except Exception as error:  # some that it asks for are no valid models
                     print(f"  (one of its models does not load: {str(error).splitlines()[0][:200]})", file=sys.stderr)
                     loss = 1e6
                 print(loss, file=peer.stdin, flush=True)
             if peer.wait() != 0 or not Path(folder, "out.onnx").exists():
                 raise RuntimeError(f"it found no model that meets the tolerance in {self.evaluations} evaluations")
-            return OnnxRuntimeGenerator(Path(folder, "out.onnx"))
+            return OnnxRuntimeNetwork(Path(folder, "out.onnx"))
 
-    def loss(self, generator: Any) -> float:
-        self.evaluations, self.events = self.evaluations + 1, self.events + EVENTS
-        return self.evaluation.search(generator).value
+    def loss(self, network: Any) -> float:
+        self.evaluations, self.events = self.evaluations + 1, self.events + self.evaluation.events
+        return self.evaluation.search(network).value
 
     def compiled(self, model: Any) -> Any:
         return OpenVinoNetwork(model, "f32", self.subject.shapes, streams=usable_cores())
@@ -194,24 +228,12 @@ class Contest:
 
     def format_row(self, make: Callable[[], Any], monte_carlo: Path) -> dict[str, Any]:
         """A row of the article's table."""
-        generator = make()
-        row = self.judged(lambda: generator)
-        ran = generator.precision_report()
-        against = self.subject.against_monte_carlo(self.evaluation, generator, monte_carlo, self.tolerance)
-        return row | {"int8_share": int8_share(ran, self.quantizer.layers), "ran": ran, "monte_carlo": against}
-
-
-class Wrapped:
-    """A compiled model of NNCF's as our criterion wants it."""
-
-    batch = BATCH
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def map(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
-        for key, inputs in batches:
-            yield key, {"showers": next(iter(self._model(inputs).values()))}
+        network = make()
+        row = self.judged(lambda: network)
+        row |= {"int8_share": int8_share(network.precision_report(), self.quantizer.layers), "ran": network.precision_report()}
+        if isinstance(self.subject, SurrogateSubject):
+            row["monte_carlo"] = self.subject.against_monte_carlo(self.evaluation, network, monte_carlo, self.tolerance)
+        return row
 
 
 def neural_compressor_python(folder: Path) -> Path:
@@ -228,10 +250,12 @@ def neural_compressor_python(folder: Path) -> Path:
 def print_formats(rows: dict[str, dict[str, Any]]) -> None:
     print("| | speed-up | loss, 95 % interval | CERN's figure, difference from FP32 | int8 |\n|---|---|---|---|---|")
     for name, row in rows.items():
-        mc = row["monte_carlo"]
+        mc = row.get("monte_carlo")
+        against = f"{mc['tuned']:.4f}, {mc['low']:+.4f} to {mc['high']:+.4f}" if mc else ""
         print(
             f"| {name} | {row['speedup']:.2f} ± {row['spread']:.2f} | {row['loss']:.4f} ({row['low']:.4f} to {row['high']:.4f}) "
-            f"| {mc['tuned']:.4f}, {mc['low']:+.4f} to {mc['high']:+.4f} | {row['int8_share']:.0%} |"
+            f"| {against} | {row['int8_share']:.0%} |",
+            flush=True,
         )
 
 
@@ -247,23 +271,21 @@ def print_contestant(name: str, row: dict[str, Any]) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("surrogate", nargs="?", default="clic-ecal")
-    parser.add_argument("--tolerance", type=float, default=0.03)
-    parser.add_argument("--only", nargs="+", help="contestants (parts of their names) to run; 'formats' is the first table")
-    parser.add_argument("--vnni", action="store_true", help="no AMX and no bf16, as on the article's processors")
-    parser.add_argument("--peers", type=Path, help="folder for the environment of Neural Compressor 2.6")
-    parser.add_argument("--reference", type=Path, help="Monte Carlo events of the first table; the shipped sample if not given")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    formats = ("int8", "fp32") if arguments.vnni else ("int8", "bf16", "fp32")
-    surrogate = Surrogate.load(arguments.surrogate)
-    contest = Contest(surrogate, arguments.tolerance, formats)
+def compare(contest: Contest, monte_carlo: Path, peers: Path | None, formats: tuple[str, ...], only: list[str]) -> dict[str, Any]:
+    """Both tables of one network."""
 
     def wanted(name: str) -> bool:
-        return not arguments.only or any(part in name for part in arguments.only)
+        return not only or any(part in name for part in only)
 
+    report: dict[str, Any] = {}
+    if wanted("formats"):
+        makers: dict[str, Callable[[], Any]] = {
+            name: lambda form=form: contest.uniform(form)  # type: ignore[misc]
+            for name, form in (("FP32", "fp32"), ("BF16", "bf16"), ("all INT8", "int8"))
+            if form in formats
+        } | {"tuned": lambda: contest.ours("pareto")}
+        report["formats"] = {name: contest.format_row(make, monte_carlo) for name, make in makers.items()}
+        print_formats(report["formats"])
     contestants: dict[str, Callable[[], Any]] = {
         f"minicarlo {name}": lambda name=name: contest.ours(name)  # type: ignore[misc]
         for name in STRATEGIES
@@ -272,20 +294,10 @@ def main() -> None:
         "NNCF accuracy control": contest.nncf_accuracy_control,
         "ONNX Runtime static": contest.onnx_runtime,
     }
-    if arguments.peers is not None:
-        python = neural_compressor_python(arguments.peers.resolve())
+    if peers is not None:
+        python = neural_compressor_python(peers.resolve())
         for name in ("basic", "mse_v2"):
             contestants[f"Neural Compressor {name}"] = lambda name=name: contest.neural_compressor(python, name)  # type: ignore[misc]
-    report: dict[str, Any] = {"machine": machine(), "isa": os.environ.get("ONEDNN_MAX_CPU_ISA"), "tolerance": arguments.tolerance}
-    if wanted("formats"):
-        monte_carlo = arguments.reference or sample_path(surrogate.manifest.detector)
-        makers: dict[str, Callable[[], Any]] = {
-            name: lambda form=form: contest.uniform(form)  # type: ignore[misc]
-            for name, form in (("FP32", "fp32"), ("BF16", "bf16"), ("all INT8", "int8"))
-            if form in formats
-        } | {"tuned": lambda: contest.ours("pareto")}
-        report["formats"] = {name: contest.format_row(make, monte_carlo) for name, make in makers.items()}
-        print_formats(report["formats"])
     print("\n| | speed-up | loss, 95 % interval | within tolerance | evaluations | events | seconds |")
     print("|---|---|---|---|---|---|---|")
     rows = report["contestants"] = {}
@@ -297,6 +309,36 @@ def main() -> None:
         except Exception as error:  # a peer that fails is a result
             rows[name] = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"}
         print_contestant(name, rows[name])
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("surrogates", nargs="*")
+    parser.add_argument("--digits", type=Path, help="folder for the GAN of digits, which then takes part")
+    parser.add_argument("--tolerance", type=float, default=0.03)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--events", type=int, default=EVENTS, help="of an evaluation, and as many held out, and as many unseen")
+    parser.add_argument("--only", nargs="+", default=[], help="contestants (parts of their names); 'formats' is the first table")
+    parser.add_argument("--vnni", action="store_true", help="no AMX and no bf16, as on the article's processors")
+    parser.add_argument("--peers", type=Path, help="folder for the environment of Neural Compressor 2.6")
+    parser.add_argument("--reference", type=Path, help="Monte Carlo events of the first table; the shipped sample if not given")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    formats = ("int8", "fp32") if arguments.vnni or not has_bf16() else ("int8", "bf16", "fp32")
+    settings = {"formats": formats, "tolerance": arguments.tolerance, "max_trials": arguments.trials}
+    settings |= {"evaluation_events": arguments.events, "calibration_events": CALIBRATION}
+    report: dict[str, Any] = {"machine": machine(), "isa": os.environ.get("ONEDNN_MAX_CPU_ISA"), "tolerance": arguments.tolerance}
+    for name in arguments.surrogates or ([] if arguments.digits else ["clic-ecal"]):
+        surrogate = Surrogate.load(name)
+        monte_carlo = arguments.reference or sample_path(surrogate.manifest.detector)
+        print(f"\n### {surrogate.manifest.name}\n", flush=True)
+        contest = Contest.of_surrogate(surrogate, settings)
+        report[surrogate.manifest.name] = compare(contest, monte_carlo, arguments.peers, formats, arguments.only)
+    if arguments.digits:
+        print("\n### digits\n", flush=True)
+        contest = Contest.of_digits(arguments.digits, settings)
+        report["digits"] = compare(contest, Path(), arguments.peers, formats, arguments.only)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1))
 

@@ -69,6 +69,11 @@ class Judge:
         comparison, events, passed = self.search_until_certain(network, tolerance)
         return Verdict(comparison, events, self.held_out(network) if passed else None)
 
+    def search(self, network: OpenVinoNetwork) -> Comparison:
+        """The criterion on all events of the search."""
+        candidate = self.summarised(network, self._inputs("search", 0, self.events))
+        return self._criterion.compare_summaries(self._reference_summary("search", self.events), candidate)
+
     def search_until_certain(self, network: OpenVinoNetwork, tolerance: float) -> tuple[Comparison, int, bool]:
         """The criterion on as many events of the search as its verdict needs, their number, and whether it passes.
 
