@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 import minicarlo
@@ -53,6 +55,26 @@ def finish(surrogate: Surrogate, output: Path, cluster: str, **options: object) 
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def working(process: int) -> list[psutil.Process]:
+    """The processes of Dask's workers below a process; those that have just ended are not among them."""
+    found = []
+    for child in psutil.Process(process).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def kill(processes: list[psutil.Process]) -> int:
+    """kill -9 all of them; how many were there."""
+    killed = 0
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            each.send_signal(signal.SIGKILL)
+            killed += 1
+    return killed
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:

@@ -107,14 +107,14 @@ def test_what_the_audit_found_wrong_is_not_offered_and_is_named(small, tmp_path)
     with pytest.raises(RuntimeError, match="cut short"):
         tune(small, tmp_path / "out", progress=cut, **settings)
     lines = [json.loads(line) for line in history.read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["request", "audit", "trial"]
+    assert [line["kind"] for line in lines] == ["request", "smoothing", "audit", "trial"]
     wrong = {"layer": "shape.conv1", "format": "int8", "ran": "int8", "kernel": "some_I8", "error": 0.9, "wrong": True}
-    history.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], {"kind": "audit", "wrong": [wrong]})))
+    history.write_text("".join(json.dumps(line) + "\n" for line in (*lines[:2], {"kind": "audit", "wrong": [wrong]})))
     result = tune(small, tmp_path / "out", **settings)
     assert result.wrong_kernels == (wrong,) and result.history
     assert all(trial.plan["shape.conv1"] != "int8" for trial in result.history)
     kept = [json.loads(line) for line in (tmp_path / "out" / "tuned" / "history.jsonl").read_text().splitlines()]
-    assert kept[1] == {"kind": "audit", "wrong": [wrong]}
+    assert kept[2] == {"kind": "audit", "wrong": [wrong]}
     assert not [
         line for line in kept if line["kind"] == "sensitivity" and (line["layer"], line["format"]) == ("shape.conv1", "int8")
     ]

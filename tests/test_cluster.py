@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from dask_cluster import EVENTS, OLDER, SHARD, command, free_port, shards, start, wait_until, worker
+from dask_cluster import EVENTS, OLDER, SHARD, command, free_port, kill, shards, start, wait_until, worker, working
 from minicarlo.errors import ClusterError
 from minicarlo.files import sha256
 from minicarlo.generation import generate
@@ -27,12 +27,7 @@ def test_local_workers_are_killed_again_and_again_and_the_files_are_the_same(nar
     while killed < 3:
         wait_until(lambda killed=killed: len(shards(tmp_path / "run")) > 2 * killed or process.poll() is not None)
         assert process.poll() is None
-        workers = [
-            child for child in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(child.cmdline())
-        ]
-        for child in workers:
-            child.send_signal(signal.SIGKILL)
-            killed += 1
+        killed += kill(working(process.pid))
     assert process.wait(timeout=200) == 0
     assert shards(tmp_path / "run") == whole
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith("shard-")) == ["run.json"]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
-from dask_cluster import OLDER, start, wait_until, worker
+from dask_cluster import OLDER, kill, start, wait_until, worker, working
 from minicarlo.errors import ClusterError
 from minicarlo.events import EventSet, read_events
 from minicarlo.hybrid import SurrogateShowers
@@ -73,9 +71,7 @@ def test_workers_are_killed_and_the_events_are_those_of_one_machine(listed, alon
     )
     wait_until(lambda: len(list(folder.glob("shard-*.h5"))) >= 2 or process.poll() is not None)
     assert process.poll() is None
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if "spawn_main" in " ".join(child.cmdline()):
-            child.send_signal(signal.SIGKILL)
+    kill(working(process.pid))
     assert process.wait(timeout=300) == 0
     assert_same(read_events(folder), alone)
 

@@ -295,7 +295,7 @@ def test_a_body_graph_is_refused(copy):
 
 
 @pytest.mark.parametrize(
-    "change", [{"plan": None}, {"inference_precision": "f16"}, {"ran": {"a": 1}}, {"int8_share": 2}], ids=lambda c: next(iter(c))
+    "change", [{"plan": None}, {"inference_precision": "f64"}, {"ran": {"a": 1}}, {"int8_share": 2}], ids=lambda c: next(iter(c))
 )
 def test_a_wrong_plan_is_refused(copy, change):
     replace(copy, "tuned/plan.json", json.dumps(PLAN | change).encode())

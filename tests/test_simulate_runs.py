@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 import minicarlo
+from dask_cluster import kill, working
 from minicarlo.errors import InvalidConfig, MissingExtra, OutputError
 from minicarlo.events import EventSet, events_info, read_events
 from minicarlo.simulators import simulate
@@ -94,10 +93,7 @@ def test_workers_of_a_cluster_are_killed_and_the_events_are_the_same(whole, tmp_
         command(tmp_path / "run", "--shard-size", "40", "--cluster", "local:2"), stderr=subprocess.DEVNULL, start_new_session=True
     )
     wait_until(lambda: len(list((tmp_path / "run").glob("shard-*.h5"))) >= 1, process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    for child in family:
-        if "spawn_main" in " ".join(child.cmdline()):
-            child.send_signal(signal.SIGKILL)
+    kill(working(process.pid))
     assert process.wait(timeout=200) == 0
     assert np.array_equal(read_events(tmp_path / "run").samples, whole.samples)
 
