@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from openvino import opset13
 
 from minicarlo.errors import TuningError
-from minicarlo.precision import Plan, Quantizer
+from minicarlo.precision import Plan, Quantizer, surrogate_quantizer
 from minicarlo.precision.layer import alone, compiled, int8_alone, output
 from minicarlo.precision.ranges import Histogram, bounds, histograms, on_grid
 from minicarlo.precision.scheme import RANGES, Scheme
+from small_surrogate import make_small_surrogate
 
 SCHEMES = st.builds(Scheme, st.sampled_from(RANGES), st.booleans(), st.booleans())
 FINITE = st.floats(-1e4, 1e4, width=32)
@@ -156,3 +157,19 @@ def test_a_plan_with_schemes_is_another_plan_and_runs_in_int8(network):
         made[name] = compiled_plan.run(x)["y"]
     error = {name: np.linalg.norm(made[name] - made["fp32"]) / np.linalg.norm(made["fp32"]) for name in ("plain", "clipped")}
     assert 0 < error["plain"] < 0.1 and 0 < error["clipped"] < 0.1 and error["plain"] != error["clipped"]
+
+
+@pytest.mark.parametrize("ranges", RANGES)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_parts_that_are_put_together_before_a_layer_share_a_range_so_that_it_runs_in_int8(small_quantizer, ranges, symmetric):
+    """Latent and condition are concatenated before two of its layers; parts of different scales would be float32 again."""
+    scheme = Scheme(ranges, symmetric, half_range=True)
+    layers = small_quantizer.layers
+    plan = Plan.uniform(layers, "int8").with_schemes({layer.name: scheme for layer in layers})
+    network = small_quantizer.apply(plan).compile({"latent": (8, 16), "incident_energy": (8, 1)})
+    assert network.precision_report() == plan
+
+
+@pytest.fixture(scope="module")
+def small_quantizer(tmp_path_factory):
+    return surrogate_quantizer(make_small_surrogate(tmp_path_factory.mktemp("small") / "surrogate"), 64)

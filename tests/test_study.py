@@ -77,6 +77,11 @@ def test_formats_that_are_not_allowed_are_not_used(small, tmp_path):
     assert all("bf16" not in trial.plan.values() for trial in result.history)
 
 
+def test_zero_in_the_middle_of_the_integers_is_another_way_to_quantise(small, tmp_path):
+    result = tune(small, tmp_path / "out", ranges=("mse symmetric",), tolerance=0.5, max_trials=1, **FAST)
+    assert result.accepted and set(result.schemes.values()) == {"mse symmetric half-range"}
+
+
 def test_monte_carlo_events_confirm_or_refuse(small, tmp_path):
     """Against events made by fp32 itself a good plan passes; the figure of fp32 stands beside that of the tuned model."""
     latent, energy = normal_latents(7, 0, 200, 16), EnergyDistribution(1e3, 1e5, "log").sample(7, 0, 200)
@@ -149,6 +154,8 @@ def test_the_time_limit_ends_the_search(small, tmp_path):
         ({"max_trials": 0}, "budget"),
         ({"criterion": "beauty"}, "fidelity, profile"),
         ({"objective": "beauty"}, "choose among throughput, latency, size, memory, energy, macs"),
+        ({"ranges": ("min-max", "best")}, "min-max, percentile, mse, kl"),
+        ({"ranges": ()}, "No ranges are given"),
         ({"exit_policy": "never"}, "first or exhausted"),
         ({"strategy": "exhaustive", "formats": ("int8",)}, "64 plans for 6 layers, and at most 20 trials"),
         ({"strategy": "luck"}, "pareto, basic"),

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     "--ranges",
     default="min-max,percentile,mse,kl",
     show_default=True,
-    help="How ranges of int8 are estimated: layers begin with the first, those that harm are tried with the others.",
+    help="How ranges of int8 are found, each symmetric if that word follows: layers begin with the first, those that harm are "
+    "tried with the others.",
 )
 @click.option(
     "--smooth/--no-smooth", default=None, help="Make channels smoother before int8.  [default: if it moves events less]"

@@ -29,11 +29,11 @@ from minicarlo.models.network import name_layers
 from minicarlo.precision.ir import CARRIERS, HALF, mark_precise
 from minicarlo.precision.layer import Place, Values, corrected, operation_of
 from minicarlo.precision.plan import Layer, Plan
-from minicarlo.precision.ranges import Histogram, bounds, histograms
+from minicarlo.precision.ranges import Histogram, bounds, histograms, on_grid
 from minicarlo.precision.scheme import DEFAULT, Scheme
 from minicarlo.precision.small_weights import BITS, with_small_weights
 from minicarlo.precision.smoothing import groups, smoothed
-from minicarlo.precision.transplant import QuantisedLayer, keep_biases_apart, read_quantised, transplant
+from minicarlo.precision.transplant import QuantisedLayer, keep_biases_apart, range_union, read_quantised, transplant
 
 if TYPE_CHECKING:
     import openvino
@@ -170,10 +170,13 @@ class Quantizer:
         """A layer whose ranges are those of `scheme` and whose bias makes up for them."""
         operation = next(name for name, each in self._names.items() if each == layer)
         symmetric = scheme.symmetric or "Backprop" in operation_of(self._model, operation).get_type_name()
+        scheme = replace(scheme, symmetric=symmetric)
         ranges = tuple(
-            replace(entry, bounds=bounds(self._histograms[entry.consumer, entry.port], replace(scheme, symmetric=symmetric)))
-            for entry in base.ranges
+            replace(entry, bounds=bounds(self._histograms[entry.consumer, entry.port], scheme)) for entry in base.ranges
         )
+        if len({tuple(map(float, map(np.max, entry.bounds))) for entry in base.ranges}) == 1:  # parts that are put together
+            low, high, *_ = range_union(list(ranges))
+            ranges = tuple(replace(entry, bounds=on_grid(float(low), float(high), symmetric)) for entry in ranges)
         return corrected(self._model, operation, replace(base, ranges=ranges), self._first_values[operation, 0])
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -107,8 +108,9 @@ def tune(
             "profile" (CERN's figure), or families with weights ("response=2,resolution=1"). For others "relative-l2" (unless
             another is named), "max-error", "cosine", "wasserstein", "accuracy", "module:function", or a function (see
             `minicarlo.precision.losses`).
-        ranges: estimators of int8 layers' ranges, of min-max, percentile, mse, kl. The first is what layers begin with; a layer
-            that alone takes more than its share of the tolerance is tried with the others, too.
+        ranges: how int8 layers' ranges are found: min-max, percentile, mse or kl, and after it symmetric, if zero is to be the
+            middle of the integers (`minicarlo.precision.scheme`). The first is what layers begin with; a layer that alone does
+            more than its share of the tolerance is tried with the others, too.
         portable: give int8 weights half of their range, so that sums do not saturate on processors without VNNI either.
         smooth: make the channels between layers smoother before int8 (`minicarlo.precision.smoothing`); None tries it and keeps
             what moves events less.
@@ -131,8 +133,11 @@ def tune(
         evaluation_events,
         exit_policy,
     )
-    if not ranges or (unknown := [each for each in ranges if each not in RANGES]):
-        raise TuningError(f"Ranges {unknown[0] if ranges else ''!r:.40} are unknown; choose among {', '.join(RANGES)}.")
+    schemes = tuple(
+        dict.fromkeys(replace(scheme, half_range=portable or scheme.half_range) for scheme in map(Scheme.parse, ranges))
+    )
+    if not schemes:
+        raise TuningError(f"No ranges are given; choose among {', '.join(RANGES)}.")
     lacking = _lacking(wanted)
     allowed = tuple(form for form in wanted if form not in lacking)
     if objectives[0] == "size":
@@ -195,7 +200,7 @@ def tune(
             budget=Budget(max_trials, time_limit),
             objectives=Objectives(objectives, quantizer, evaluation, timing_seconds, history),
             confirm=confirm,
-            schemes=[Scheme(name, half_range=portable) for name in ranges],
+            schemes=schemes,
             not_offered=lacking,
             progress=progress,
             status=status,
