@@ -17,6 +17,9 @@ from minicarlo.precision.sensitivity import Probe
 from minicarlo.precision.strategies.base import Trial
 
 
+_CHECK = {"layer", "format", "ran", "kernel", "error", "wrong", "half_range"}
+
+
 class History:
     """The history of one request in the file `path`; what is there from the same request is taken up, all else dropped.
 
@@ -93,6 +96,8 @@ class History:
             elif entry.get("kind") == "smoothing":
                 self.smooth = bool(entry["taken"])
             elif entry.get("kind") == "audit":
+                if any(set(check) - _CHECK for check in entry["wrong"]):
+                    return False
                 self.wrong_kernels = [{**check} for check in entry["wrong"]]
         except (AttributeError, KeyError, TypeError, ValueError, TuningError):
             return False
