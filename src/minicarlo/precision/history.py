@@ -16,7 +16,6 @@ from minicarlo.precision.scheme import Scheme
 from minicarlo.precision.sensitivity import Probe
 from minicarlo.precision.strategies.base import Trial
 
-
 _CHECK = {"layer", "format", "ran", "kernel", "error", "wrong", "half_range"}
 
 
