@@ -43,7 +43,8 @@ from minicarlo.files import write_json
 from minicarlo.generation.settings import Settings, deviation, latency, race, throughput
 from minicarlo.graph.model import Graph
 from minicarlo.graph.recipe import multiply_accumulates, rewritten
-from minicarlo.precision import Calibration, Plan, surrogate_quantizer
+from minicarlo.precision import Calibration, surrogate_quantizer
+from minicarlo.precision.audit import all_int8
 from minicarlo.precision.rewriting import fastest
 from minicarlo.surrogate import Surrogate, save_surrogate
 
@@ -206,7 +207,7 @@ def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) ->
     for precision in ("fp32", *(["bf16"] if has_bf16() else [])):
         found.append(engine_contestant(f"ours {precision.upper()}", faster, precision, "openvino", macs, ours=True))
     quantizer = surrogate_quantizer(faster, events)
-    planned = quantizer.apply(Plan.uniform(quantizer.layers, "int8"))
+    planned = quantizer.apply(all_int8(quantizer))
     for rest in ("f32", *(["bf16"] if has_bf16() else [])):
 
         def ours(settings: Settings, rest: Any = rest) -> CompiledGenerator:

@@ -20,7 +20,8 @@ import numpy as np
 from minicarlo.engines import CompiledGenerator, compile_surrogate, has_bf16, machine, usable_cores
 from minicarlo.graph.model import Graph
 from minicarlo.graph.recipe import KINDS, Rewrite, multiply_accumulates, rewrites, rewritten
-from minicarlo.precision import Plan, compile_planned, surrogate_quantizer
+from minicarlo.precision import compile_planned, surrogate_quantizer
+from minicarlo.precision.audit import all_int8
 from minicarlo.precision.rewriting import wrong_kernels
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate, save_surrogate
@@ -72,7 +73,7 @@ def compiled(surrogate: Surrogate, form: str, batch: int, streams: int) -> Compi
     if form != "int8":
         return compile_surrogate(surrogate, form, batch=batch, streams=streams)
     quantizer = surrogate_quantizer(surrogate, 64)
-    return compile_planned(quantizer.apply(Plan.uniform(quantizer.layers, "int8")), batch=batch, streams=streams)
+    return compile_planned(quantizer.apply(all_int8(quantizer)), batch=batch, streams=streams)
 
 
 def main() -> None:

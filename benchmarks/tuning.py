@@ -36,12 +36,11 @@ if "--vnni" in sys.argv:
 from minicarlo.engines import has_bf16, machine, read_ir, usable_cores
 from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.precision import Plan, Quantizer, SurrogateSubject, get_criterion, int8_share, tune
-from minicarlo.precision.audit import check_kernels
+from minicarlo.precision.audit import all_int8
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.losses import get_loss
 from minicarlo.precision.networks import NetworkSubject
 from minicarlo.precision.quantization import _nncf
-from minicarlo.precision.scheme import Scheme
 from minicarlo.surrogate import Surrogate, sample_path
 
 EVENTS, CALIBRATION, SECONDS = 2048, 256, 4.0
@@ -125,11 +124,7 @@ class Contest:
 
     def uniform(self, form: str) -> Any:
         """Every layer in one format; int8 with weights of half the range where sums would saturate."""
-        plan = Plan.uniform(self.quantizer.layers, form)
-        if form == "int8":
-            checks = check_kernels(self.subject, self.quantizer, ("int8",))
-            plan = plan.with_schemes({check.layer: Scheme(half_range=True) for check in checks if check.mended})
-        return self.evaluation.compile(plan)
+        return self.evaluation.compile(all_int8(self.quantizer) if form == "int8" else Plan.uniform(self.quantizer.layers, form))
 
     def nncf_quantize(self) -> Any:
         nncf = _nncf()

@@ -100,14 +100,15 @@ def command(
 
 def _all_int8(surrogate: Surrogate) -> PlannedModel | None:
     """The fastest plan there is, whatever it does to accuracy: how far tuning could go. None when no layer can be quantised."""
-    from minicarlo.precision import Plan, surrogate_quantizer
+    from minicarlo.precision import surrogate_quantizer
+    from minicarlo.precision.audit import all_int8
 
     say("Quantising every layer, to measure how fast that would be.")
     try:
         quantizer = surrogate_quantizer(surrogate, 256, seed=0)
     except TuningError:
         return None
-    return quantizer.apply(Plan.uniform(quantizer.layers, "int8"))
+    return quantizer.apply(all_int8(quantizer))
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -34,10 +34,10 @@ from minicarlo.precision.layer import (
     weights_of,
     with_weights,
 )
+from minicarlo.precision.plan import Plan
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.scheme import DEFAULT, Scheme
 from minicarlo.precision.small_weights import BITS, with_small_weights
-from minicarlo.precision.subject import Subject
 from minicarlo.precision.subjects import is_surrogate, subject_of
 from minicarlo.precision.transplant import Range
 
@@ -127,20 +127,17 @@ def audit(
         rewrite=False,
         seed=seed,
     )
-    checks = check_kernels(subject, Quantizer.of(subject), formats, progress=progress)
+    checks = check_kernels(Quantizer.of(subject), formats, progress=progress)
     return AuditResult(subject.name, checks, machine())
 
 
 def check_kernels(
-    subject: Subject,
-    quantizer: Quantizer,
-    formats: Sequence[str] = USUAL,
-    *,
-    progress: Callable[[int, int], None] | None = None,
+    quantizer: Quantizer, formats: Sequence[str] = USUAL, *, progress: Callable[[int, int], None] | None = None
 ) -> tuple[KernelCheck, ...]:
-    """The kernels of all layers of `subject` in `formats`, on its first calibration events."""
+    """The kernels of all layers in `formats`, on the first calibration events."""
     places = [(operation, 0) for operation in quantizer.operations]
-    values = Values(quantizer.model, places, subject.shapes)(subject.calibration()[0])
+    events = quantizer.batches[0]
+    values = Values(quantizer.model, places, {name: array.shape for name, array in events.items()})(events)
     checks = []
     for operation, layer in quantizer.operations.items():
         reaching = values[operation, 0]
@@ -154,6 +151,14 @@ def check_kernels(
             if progress is not None:
                 progress(len(checks), len(quantizer.operations) * len(formats))
     return tuple(checks)
+
+
+def all_int8(quantizer: Quantizer) -> Plan:
+    """Every layer in int8, those whose sums would saturate on this machine with weights of half their range."""
+    checks = check_kernels(quantizer, ("int8",))
+    return Plan.uniform(quantizer.layers, "int8").with_schemes(
+        {check.layer: Scheme(half_range=True) for check in checks if check.mended}
+    )
 
 
 def relative_error(expected: Array, found: Array) -> float:

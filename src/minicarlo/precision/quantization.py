@@ -90,7 +90,7 @@ class Quantizer:
     """
 
     def __init__(self, model: openvino.Model, batches: Sequence[Arrays], name: str, *, smooth: bool = False) -> None:
-        self._model, self._batches, self.smooth = model.clone(), batches, smooth
+        self._model, self.batches, self.smooth = model.clone(), batches, smooth
         name_layers(self._model)
         _fold(self._model)
         self._names = _planned_operations(self._model)
@@ -158,9 +158,9 @@ class Quantizer:
         with redirect_stdout(io.StringIO()):  # NNCF draws its progress bars there
             return nncf.quantize(
                 self._model.clone(),
-                nncf.Dataset(self._batches),
+                nncf.Dataset(self.batches),
                 preset=nncf.QuantizationPreset.MIXED,
-                subset_size=len(self._batches),
+                subset_size=len(self.batches),
                 fast_bias_correction=not transposed,
                 ignored_scope=nncf.IgnoredScope(names=_untouchable(self._model, self._names), validate=False),
                 advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=overflow),
@@ -186,16 +186,16 @@ class Quantizer:
             (entry.consumer, entry.port) for layer in self._calibrated(False).values() for entry in layer.ranges
         )
         values = Values(self._model, places, self._shapes)
-        return histograms(lambda: map(values, self._batches))
+        return histograms(lambda: map(values, self.batches))
 
     @cached_property
     def _first_values(self) -> dict[Place, NDArray[np.float32]]:
         """What reaches every layer in the first batch."""
-        return Values(self._model, [(operation, 0) for operation in self._names], self._shapes)(self._batches[0])
+        return Values(self._model, [(operation, 0) for operation in self._names], self._shapes)(self.batches[0])
 
     @property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: array.shape for name, array in self._batches[0].items()}
+        return {name: array.shape for name, array in self.batches[0].items()}
 
 
 def compile_planned(model: PlannedModel, *, batch: int | None = None, streams: int = 1, threads: int = 1) -> CompiledGenerator:

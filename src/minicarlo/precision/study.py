@@ -76,7 +76,7 @@ class Study:
         """The kernels that compute something else than they should (see `minicarlo.precision.audit`); none for fp32."""
         if self._history.wrong_kernels is None:
             self._tell("whether the kernels compute what they should")
-            checks = check_kernels(self._subject, self._quantizer, [form for form in formats if form in AUDITED])
+            checks = check_kernels(self._quantizer, [form for form in formats if form in AUDITED])
             self._history.add_audit([plain(check.__dict__) for check in checks if check.wrong])
         return self._history.wrong_kernels or []
 
