@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from minicarlo.engines import usable_cores
-from minicarlo.engines.network import Arrays, OpenVinoNetwork
+from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.precision.energy import EnergyMeter, settled
 from minicarlo.precision.judge import Judge
 from minicarlo.precision.plan import Plan
@@ -48,9 +48,7 @@ class Evaluation(Judge):
 
     def speedup(self, network: OpenVinoNetwork, seconds: float) -> Speedup:
         """Speed over fp32, all cores, interleaved."""
-        count = min(self._batch * 2 * usable_cores(), self._subject.most_events)
-        inputs = self._subject.events("search", 0, count)
-        return interleaved(self._pass(self.reference, inputs), self._pass(network, inputs), seconds=seconds)
+        return interleaved(self.run_of(self.reference), self.run_of(network), seconds=seconds)
 
     def latency(self, plan: Plan, seconds: float) -> Speedup:
         """Speed over fp32 of a single event on all cores, interleaved."""
@@ -64,12 +62,13 @@ class Evaluation(Judge):
     def energy(self, network: OpenVinoNetwork, seconds: float) -> Speedup:
         """Joules of fp32 over those of a network for the same events, interleaved. Raises TuningError if none are reported."""
         meter = EnergyMeter()
+        return interleaved(self.run_of(self.reference), self.run_of(network), seconds=seconds, meter=lambda: settled(meter))
+
+    def run_of(self, network: OpenVinoNetwork) -> Callable[[], None]:
+        """What is timed: two batches per core."""
         count = min(self._batch * 2 * usable_cores(), self._subject.most_events)
         inputs = self._subject.events("search", 0, count)
-        passes = self._pass(self.reference, inputs), self._pass(network, inputs)
-        return interleaved(*passes, seconds=seconds, meter=lambda: settled(meter))
 
-    def _pass(self, network: OpenVinoNetwork, inputs: Arrays) -> Callable[[], None]:
         def run() -> None:
             for _ in self._outputs(network, inputs):
                 pass
