@@ -73,7 +73,13 @@ def test_workers_are_started_over_ssh_with_a_certificate_that_does_not_stay(narr
     server = start(sys.executable, str(Path(__file__).with_name("ssh_server.py")), str(home))
     try:
         wait_until((home / ".ssh" / "config").exists)
-        finish(narrow, tmp_path / "run", "ssh:127.0.0.1", env=os.environ | {"HOME": str(home)})
+        for last in (False, False, True):  # on a machine that is busy SSH now and then closes a connection as it opens
+            try:
+                finish(narrow, tmp_path / "run", "ssh:127.0.0.1", env=os.environ | {"HOME": str(home)})
+                break
+            except AssertionError as error:
+                if last or "SSH connection closed" not in str(error):
+                    raise
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()

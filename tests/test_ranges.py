@@ -149,7 +149,7 @@ def test_a_plan_with_schemes_is_another_plan_and_runs_in_int8(network):
     assert clipped.with_formats({"conv": "fp32"}).schemes == tuple(
         (name, Scheme("percentile", half_range=True)) for name in ("up", "dense")
     )
-    x = network._batches[0]
+    x = network.batches[0]
     made = {}
     for name, plan in (("plain", plain), ("clipped", clipped), ("fp32", Plan.uniform(network.layers, "fp32"))):
         compiled_plan = network.apply(plan).compile({"x": x["x"].shape})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -54,8 +55,10 @@ other layers compute in. Right kernels are seen to make 2e-7 in float32; sums th
 _PROBE = 64  # events whose bits are compared
 _LARGEST = 4096
 _SECONDS = 0.1  # of a window
-_ROUNDS = 3
-_OUT = 0.08  # what a candidate may be behind the best of its round and stay in the race
+_ROUNDS, _MOST_ROUNDS = 3, 12
+_OUT = 0.08  # what a candidate may be behind the best and stay in the race
+_SURE = 0.015  # what two candidates may be apart without it being worth another round
+_MEDIAN = 1.25  # the error of a median over that of a mean
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,10 @@ def _quick(engine: str) -> bool:
 
 
 def measure(surrogate: Surrogate, precision: str, engine: str = "openvino", objective: Objective = "throughput") -> Settings:
-    """The best setting of a short search (five to ten seconds); it is remembered for this surrogate, precision, engine, machine.
+    """The best setting of a short search; it is remembered for this surrogate, precision, engine and machine.
 
-    All candidates run in turns, so that what else the machine does then slows all alike. First the batch with a stream on each
-    core, then streams and threads for the two best batches; for latency the threads of one stream.
+    It takes five to twenty seconds, as noise demands. First the batch with a stream on each core, then streams and threads for
+    the two best batches; for latency the threads of one stream.
     """
     cores = usable_cores()
     compiled: dict[Settings, CompiledGenerator] = {}
@@ -164,18 +167,27 @@ def measure(surrogate: Surrogate, precision: str, engine: str = "openvino", obje
 
 
 def race(candidates: Iterable[Settings], rate: Callable[[Settings], float]) -> dict[Settings, float]:
-    """Median rate of those candidates that stay in the race: all run in turns, and after each round those far behind are out."""
-    rates: dict[Settings, list[float]] = {settings: [] for settings in candidates}
-    for _ in range(_ROUNDS):
-        for settings, measured in rates.items():
-            measured.append(rate(settings))
-        medians = {settings: statistics.median(measured) for settings, measured in rates.items()}
-        rates = {
-            settings: rates[settings] for settings, median in medians.items() if median >= (1 - _OUT) * max(medians.values())
-        }
-        if len(rates) == 1:
+    """Rates of those candidates that stay in the race: all run in turns, and after each round those far behind are out.
+
+    Within a round the machine is as fast for all, so that candidates are compared by the medians of their rates over the mean of
+    their round. The race goes on until these are known well enough, or for `_MOST_ROUNDS`.
+    """
+    logs: dict[Settings, list[float]] = {settings: [] for settings in candidates}
+    for number in range(1, _MOST_ROUNDS + 1):
+        for settings, measured in logs.items():
+            measured.append(math.log(rate(settings)))
+        table = np.array(list(logs.values()))
+        relative = table - table.mean(axis=0)
+        scores = np.median(relative, axis=1)
+        rates = dict(zip(logs, np.exp(scores + table.mean()).tolist(), strict=True))
+        noise = math.sqrt(((relative - scores[:, None]) ** 2).sum() / (len(logs) * max(1, number - 1)))
+        error = _MEDIAN * noise * math.sqrt(2 / number)
+        allowed = max(_SURE, 3 * error) if number >= _ROUNDS else _OUT
+        behind = dict(zip(logs, scores.max() - scores, strict=True))
+        logs = {settings: measured for settings, measured in logs.items() if behind[settings] <= min(_OUT, allowed)}
+        if len(logs) == 1 or (number >= _ROUNDS and error <= _SURE):
             break
-    return {settings: medians[settings] for settings in rates}
+    return {settings: rates[settings] for settings in logs}
 
 
 def latency(surrogate: Surrogate, compiled: CompiledGenerator, seconds: float) -> float:
