@@ -136,8 +136,7 @@ def check_kernels(
 ) -> tuple[KernelCheck, ...]:
     """The kernels of all layers in `formats`, on the first calibration events."""
     places = [(operation, 0) for operation in quantizer.operations]
-    events = quantizer.batches[0]
-    values = Values(quantizer.model, places, {name: array.shape for name, array in events.items()})(events)
+    values = Values(quantizer.model, places, quantizer.shapes)(quantizer.batches[0])
     checks = []
     for operation, layer in quantizer.operations.items():
         reaching = values[operation, 0]

@@ -185,16 +185,17 @@ class Quantizer:
         places = dict.fromkeys(
             (entry.consumer, entry.port) for layer in self._calibrated(False).values() for entry in layer.ranges
         )
-        values = Values(self._model, places, self._shapes)
+        values = Values(self._model, places, self.shapes)
         return histograms(lambda: map(values, self.batches))
 
     @cached_property
     def _first_values(self) -> dict[Place, NDArray[np.float32]]:
         """What reaches every layer in the first batch."""
-        return Values(self._model, [(operation, 0) for operation in self._names], self._shapes)(self.batches[0])
+        return Values(self._model, [(operation, 0) for operation in self._names], self.shapes)(self.batches[0])
 
     @property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the inputs, in the batch that calibration and the audit run."""
         return {name: array.shape for name, array in self.batches[0].items()}
 
 
