@@ -33,10 +33,12 @@ def dense(inputs, outputs):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_peak_memory_is_at_least_that_of_the_weights_and_falls_with_them():
-    """64 MiB in fp32, a quarter of it in 8 bits; what compiling needs beyond that comes on top."""
+    """64 MiB in fp32, a quarter of it in 8 bits; what compiling needs comes on top, never twice the same."""
     quantizer = dense(4096, 4096)
     peaks = {form: peak_bytes(quantizer.apply(Plan.uniform(quantizer.layers, form)), {"x": (1, 4096)}) for form in ("fp32", "w8")}
-    assert peaks["fp32"] > 64 * 2**20 > peaks["w8"] > 16 * 2**20
+    assert peaks["w8"] > 16 * 2**20
+    assert peaks["fp32"] > 64 * 2**20
+    assert peaks["fp32"] - peaks["w8"] > (64 - 16) * 2**20
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-import secrets
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMS = "local[:WORKERS], ssh:HOST,HOST, slurm[:WORKERS], htcondor[:WORKERS], tcp://HOST:PORT or tls://HOST:PORT"
 
 _SECONDS_TO_CONNECT = 60.0
+_SECONDS_BETWEEN_SSH = (1.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -135,29 +136,48 @@ def _start_local(count: int, security: Any, log: int) -> Any:  # noqa: ANN401
 
 
 def _start_ssh(hosts: Sequence[str], security: Any) -> Any:  # noqa: ANN401
-    """A scheduler here and a worker with one thread per core on each host, which gets the certificate over SSH."""
+    """A scheduler here and a worker with one thread per core on each host, which is told its certificate over SSH."""
     import asyncssh
-    from distributed.deploy.ssh import Worker
+    import dask
+    from distributed.deploy.ssh import Process
 
     pem = "\n".join(dict.fromkeys(_credentials(security)))
-    path = f".minicarlo-{secrets.token_hex(8)}.pem"
+    variables = {
+        **_tls_variables(pem, pem, pem),
+        "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(dask.config.global_config),
+    }
+    exports = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
 
-    class SshWorker(Worker):  # type: ignore[misc]
+    class SshWorker(Process):  # type: ignore[misc]
+        def __init__(self, scheduler: str, address: str, name: Any = None) -> None:  # noqa: ANN401
+            super().__init__()
+            spec = json.dumps({"cls": "distributed.Nanny", "opts": {"protocol": "tls", "death_timeout": 60}})
+            worker = shlex.join([sys.executable, "-m", "dask", "spec", scheduler, "--spec", spec])
+            self.address, self.script = address, "".join([*exports, f"exec {worker} </dev/null\n"])
+
         async def start(self) -> None:
-            async with asyncssh.connect(self.address, **self.connect_options) as connection:
-                await connection.run(f"umask 077 && cat > {path}", input=pem, check=True)
-            variables = _tls_variables(ca_file=path, cert=path, key=path)
-            self.remote_python = " ".join(["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable])
-            await super().start()
+            for seconds in _SECONDS_BETWEEN_SSH:  # a host that is busy now and then closes a connection as it opens
+                try:
+                    await self._run()
+                    return
+                except (asyncssh.ConnectionLost, ConnectionResetError):
+                    await asyncio.sleep(seconds)
+            await self._run()
 
-        async def close(self) -> None:
-            with suppress(OSError, asyncssh.Error):
-                await self.connection.run(f"rm -f {path}")
-            await super().close()
+        async def _run(self) -> None:
+            self.connection = await asyncssh.connect(self.address)
+            self.proc = await self.connection.create_process("sh -s")  # a command line could be read by other users
+            self.proc.stdin.write(self.script)
+            self.proc.stdin.write_eof()
+            said = []
+            async for line in self.proc.stderr:
+                said.append(line)
+                if "worker at" in line:
+                    await super().start()
+                    return
+            raise OSError(f"no worker started on {self.address}: {''.join(said[-1:]).strip() or 'it said nothing'}")
 
-    options = {"connect_options": {}, "kwargs": {"protocol": "tls", "death_timeout": 60}}
-    workers = {number: {"cls": SshWorker, "options": {"address": host, **options}} for number, host in enumerate(hosts)}
-    return _specified(workers, security, host=None)
+    return _specified({n: {"cls": SshWorker, "options": {"address": host}} for n, host in enumerate(hosts)}, security, host=None)
 
 
 def _specified(workers: dict[int, dict[str, Any]], security: Any, host: str | None) -> Any:  # noqa: ANN401
