@@ -1,12 +1,17 @@
-"""How fast showers deflate, and into how many bytes: `python benchmarks/compression.py showers.h5`, one core, CPU time."""
+"""How fast showers are compressed, and into how many bytes: `python benchmarks/compression.py showers.h5`, one core, CPU time.
+
+Medians of rounds. `generate --compression` gives "zlib-ng, runs" (gzip) or "lz4"; zstd comes from pyarrow (extra `dev`).
+"""
 
 import sys
 import time
 import zlib
 
 import numpy as np
+import pyarrow
 from zlib_ng import zlib_ng
 
+from minicarlo import lz4_chunks
 from minicarlo.events import read_events
 
 CHUNK, EVENTS, ROUNDS = 64, 1984, 5
@@ -18,6 +23,10 @@ def run_length(data: bytes, level: int) -> bytes:
     return deflate.compress(data) + deflate.flush()
 
 
+def zstandard(data: bytes, level: int) -> bytes:
+    return pyarrow.Codec("zstd", compression_level=level).compress(data, asbytes=True)
+
+
 def main(path: str) -> None:
     showers = read_events(path, stop=EVENTS).samples.astype(np.float32)
     chunks = [showers[start : start + CHUNK].tobytes() for start in range(0, len(showers), CHUNK)]
@@ -25,6 +34,8 @@ def main(path: str) -> None:
         ("zlib", 1, zlib.compress),
         *(("zlib-ng", level, zlib_ng.compress) for level in (1, 2, 3)),
         ("zlib-ng, runs", 2, run_length),
+        ("lz4", 1, lambda data, level: lz4_chunks.pack(data)),
+        *(("zstd", level, zstandard) for level in (-5, -1, 1, 3)),
     ]
     seconds: dict[tuple[str, int], list[float]] = {case[:2]: [] for case in cases}
     size = {}

@@ -12,9 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from minicarlo import hdf5
+from minicarlo import hdf5, lz4_chunks
+from minicarlo.detectors import get_detector
 from minicarlo.errors import InvalidEventSet, MinicarloError
 from minicarlo.events import events_info, read_events, write_events
+from minicarlo.generation.writer import EventFile
 from small_events import make_events
 
 
@@ -120,7 +122,7 @@ def test_chunks_that_would_fill_the_memory_are_refused(path: Path) -> None:
     refused(path, "'showers'.*chunks .*too large")
 
 
-@pytest.mark.parametrize("filters", [(32004,), (h5py.h5z.FILTER_SZIP,), (h5py.h5z.FILTER_DEFLATE,) * 2])
+@pytest.mark.parametrize("filters", [(32015,), (lz4_chunks.FILTER,) * 2, (h5py.h5z.FILTER_SZIP,), (h5py.h5z.FILTER_DEFLATE,) * 2])
 def test_filters_that_load_plugins_or_multiply_expansion_are_refused(path: Path, filters: tuple[int, ...]) -> None:
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_chunk((2, 15625))
@@ -130,6 +132,16 @@ def test_filters_that_load_plugins_or_multiply_expansion_are_refused(path: Path,
     with h5py.File(path, "a") as file:
         h5py.h5d.create(file.id, b"showers", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((2, 15625)), creation)
     refused(path, "'showers'.*filters")
+
+
+@pytest.mark.parametrize(("chunk", "kind"), [((2, 100), h5py.h5t.IEEE_F32LE), ((2, 15625), h5py.h5t.IEEE_F64LE)])
+def test_lz4_that_only_a_plugin_could_read_is_refused(path: Path, chunk: tuple[int, int], kind: h5py.h5t.TypeID) -> None:
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk(chunk)
+    creation.set_filter(lz4_chunks.FILTER, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(path, "a") as file:
+        h5py.h5d.create(file.id, b"showers", kind, h5py.h5s.create_simple((2, 15625)), creation)
+    refused(path, "'showers'.*compressed with lz4, but not in chunks of whole rows")
 
 
 def test_a_metadata_cache_image_is_refused_before_hdf5_loads_it(tmp_path: Path) -> None:
@@ -220,9 +232,14 @@ def test_damage_on_which_hdf5_loops_for_ever_ends_in_an_error(path: Path, monkey
         events_info(path)
 
 
-@pytest.mark.parametrize("compression", ["gzip", None])
+@pytest.mark.parametrize("compression", ["gzip", "lz4", None])
 def test_random_damage_is_refused_or_harmless(tmp_path: Path, compression: str | None) -> None:
-    write_events(tmp_path / "good.h5", make_events(2), compression=compression)
+    events = make_events(2)
+    if compression == "lz4":
+        with EventFile(tmp_path / "good.h5", 2, get_detector(events.detector), {}, compression="lz4") as file:
+            file.append(events.samples, events.conditions["incident_energy"])
+    else:
+        write_events(tmp_path / "good.h5", events, compression=compression)
     good, choose = (tmp_path / "good.h5").read_bytes(), random.Random(1)
     outcomes = set()
     for _ in range(150):

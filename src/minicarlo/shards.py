@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from minicarlo import lz4_chunks
 from minicarlo.errors import OutputError
 from minicarlo.events import ENERGIES, SHOWERS
 from minicarlo.files import atomic_path, output_error, sha256, write_json
@@ -158,16 +159,20 @@ def claim_hidden(output: Path, request: Mapping[str, Any], *, overwrite: bool = 
 
 @contextmanager
 def new_event_file(
-    path: Path, count: int, voxels: int, attributes: Mapping[str, NDArray[Any]], level: int
+    path: Path, count: int, voxels: int, attributes: Mapping[str, NDArray[Any]], level: int | None
 ) -> Iterator[tuple[h5py.File, h5py.Dataset]]:
-    """A new event set with room for `count` showers, to be filled by direct chunk writes of gzip `level`.
+    """A new event set with room for `count` showers, to be filled by direct chunk writes: gzip of `level`, or lz4 if None.
 
     When the disk is full, closing fails too, with a RuntimeError that would hide the cause.
     """
     file = h5py.File(path, "w", libver=("earliest", "v110"))
     try:
-        layout: dict[str, Any] = {"chunks": (min(CHUNK, count), voxels), "compression": "gzip", "compression_opts": level}
-        dataset = file.create_dataset(SHOWERS, (count, voxels), "<f4", track_times=False, **layout)
+        shape, rows = (count, voxels), min(CHUNK, count)
+        if level is None:
+            dataset = _lz4_dataset(file, shape, rows)
+        else:
+            layout: dict[str, Any] = {"chunks": (rows, voxels), "compression": "gzip", "compression_opts": level}
+            dataset = file.create_dataset(SHOWERS, shape, "<f4", track_times=False, **layout)
         for name, value in attributes.items():
             file.attrs[name] = value
         yield file, dataset
@@ -181,6 +186,16 @@ def new_event_file(
         raise OSError(str(error)) from error
 
 
+def _lz4_dataset(file: h5py.File, shape: tuple[int, int], rows: int) -> h5py.Dataset:
+    """`create_dataset` for a filter that HDF5 has no code for here."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_obj_track_times(False)
+    creation.set_chunk((rows, shape[1]))
+    creation.set_filter(lz4_chunks.FILTER, h5py.h5z.FLAG_OPTIONAL, ())
+    space = h5py.h5s.create_simple(shape)
+    return h5py.Dataset(h5py.h5d.create(file.id, SHOWERS.encode(), h5py.h5t.IEEE_F32LE, space, creation))
+
+
 def join(pieces: Sequence[Shard], output: Path, changed: Mapping[str, NDArray[Any]] | None = None) -> None:
     """Write the events of `pieces` as one file: the same bytes as if it had been written at once.
 
@@ -190,7 +205,8 @@ def join(pieces: Sequence[Shard], output: Path, changed: Mapping[str, NDArray[An
     with h5py.File(pieces[0].path, locking=False) as first:
         attributes = {name: _raw_attribute(first, name) for name in first.attrs} | dict(changed or {})
         columns = {name: first[name].dtype for name in first if name != SHOWERS}
-        voxels, level = first[SHOWERS].shape[1], first[SHOWERS].compression_opts
+        showers = first[SHOWERS]
+        voxels, level = showers.shape[1], showers.compression_opts if showers.compression == "gzip" else None
     with (
         atomic_path(output) as temporary,
         new_event_file(temporary, count, voxels, dict(sorted(attributes.items())), level) as (file, showers),

@@ -3,8 +3,8 @@
 HDF5's own gzip runs under one lock at 2,000 to 5,000 showers per second, slower than the generators. Here chunks are deflated in
 threads and handed over whole. Byte shuffling makes sparse showers larger. Showers are runs of zeros with something in between,
 which is what zlib-ng's run-length strategy looks for: 1.4 times as fast as its level 2, and 12 % fewer bytes. Larger blocks
-(memory level 9) save a tenth of the time again (`benchmarks/compression.py`). ISA-L is faster still, but now and then gives other
-bytes for the same input.
+(memory level 9) save a tenth of the time again, and zstd is no faster and larger (`benchmarks/compression.py`). ISA-L is
+faster still, but now and then gives other bytes for the same input. LZ4 takes half of the time and 1.6 times the bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
+from minicarlo import lz4_chunks
 from minicarlo.detectors import Detector
 from minicarlo.engines import usable_cores
 from minicarlo.errors import InvalidSurrogate
@@ -30,6 +31,7 @@ from minicarlo.events import ENERGIES
 from minicarlo.files import atomic_path
 from minicarlo.shards import CHUNK, new_event_file
 
+COMPRESSIONS = ("gzip", "lz4")
 _LEVEL = 2
 _INFINITY = 0x7F800000  # as a float32
 Array = NDArray[np.float32]
@@ -38,9 +40,10 @@ Array = NDArray[np.float32]
 class EventFile:
     """An event set of known length, written in order, batch by batch; it appears whole or not at all.
 
-    A context manager. Energies are exact float32, or rounded to `mantissa_bits`. Chunks are compressed in `workers` threads, by
-    default one per usable core. `append` returns at once unless the disk is behind; what goes wrong in the background is raised
-    by the next call. Raises OutputError for whatever the file system refuses, InvalidSurrogate for samples that are no energies.
+    A context manager. Energies are exact float32, or rounded to `mantissa_bits`. Chunks are compressed, by one of COMPRESSIONS,
+    in `workers` threads, by default one per usable core. `append` returns at once unless the disk is behind; what goes wrong in
+    the background is raised by the next call. Raises OutputError for whatever the file system refuses, InvalidSurrogate for
+    samples that are no energies.
     """
 
     def __init__(
@@ -52,11 +55,12 @@ class EventFile:
         first_event: int = 0,
         workers: int | None = None,
         mantissa_bits: int | None = None,
+        compression: str = "gzip",
     ) -> None:
         self._path, self._count, self._detector, self._attributes = path, count, detector, attributes
         self._first_event = first_event
         self._workers = workers or usable_cores()
-        self._mantissa_bits = mantissa_bits
+        self._mantissa_bits, self._compression = mantissa_bits, compression
         self._queue: queue.Queue[tuple[Array, Array] | None] = queue.Queue(maxsize=8)
         self._failure: BaseException | None = None
         self._ended = False
@@ -99,9 +103,11 @@ class EventFile:
         rows = min(CHUNK, self._count)
         attributes = sorted((dict(self._attributes) | self._detector.attributes()).items())
         fixed = {name: _fixed(value) for name, value in attributes}
+        size, bits, compression = 4 * rows * voxels, self._mantissa_bits, self._compression
+        level = _LEVEL if compression == "gzip" else None
         with (
             ThreadPoolExecutor(self._workers) as pool,
-            new_event_file(temporary, self._count, voxels, fixed, _LEVEL) as (file, dataset),
+            new_event_file(temporary, self._count, voxels, fixed, level) as (file, dataset),
         ):
             energies = np.zeros((self._count, 1), "<f4")
             waiting: deque[tuple[int, Future[bytes]]] = deque()
@@ -109,9 +115,7 @@ class EventFile:
             def submit(pieces: list[Array], start: int) -> None:
                 if len(waiting) > 2 * self._workers:
                     write_one()
-                waiting.append(
-                    (start, pool.submit(_compress, pieces, 4 * rows * voxels, self._first_event + start, self._mantissa_bits))
-                )
+                waiting.append((start, pool.submit(_compress, pieces, size, self._first_event + start, bits, compression)))
 
             def write_one() -> None:
                 start, compressed = waiting.popleft()
@@ -161,17 +165,19 @@ def round_mantissa(samples: Array, bits: int) -> Array:
     return (kept << drop).view(np.float32)
 
 
-def _compress(pieces: list[Array], size: int, first_event: int, mantissa_bits: int | None) -> bytes:
-    """Check and deflate a chunk of `size` bytes, zeros at its end left out. How it is cut into pieces changes no byte."""
-    deflate = zlib_ng.compressobj(_LEVEL, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, 9, zlib_ng.Z_RLE)
-    parts = []
+def _compress(pieces: list[Array], size: int, first_event: int, mantissa_bits: int | None, compression: str) -> bytes:
+    """Check and compress a chunk of `size` bytes, zeros at its end left out. How it is cut into pieces changes no byte."""
+    parts: list[memoryview] = []
     for piece in pieces:
         check_samples(piece, first_event)
         stored = piece if mantissa_bits is None else round_mantissa(piece, mantissa_bits)
-        parts.append(deflate.compress(np.ascontiguousarray(stored, "<f4").data))
+        parts.append(np.ascontiguousarray(stored, "<f4").data.cast("B"))
         first_event += len(piece)
         size -= piece.nbytes
-    return b"".join([*parts, deflate.compress(bytes(size)), deflate.flush()])
+    if compression == "lz4":
+        return lz4_chunks.pack(b"".join([*parts, bytes(size)]))
+    deflate = zlib_ng.compressobj(_LEVEL, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, 9, zlib_ng.Z_RLE)
+    return b"".join([*map(deflate.compress, parts), deflate.compress(bytes(size)), deflate.flush()])
 
 
 def _fixed(value: object) -> NDArray[Any]:
