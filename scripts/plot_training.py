@@ -24,7 +24,7 @@ def main(run: str, target: str) -> None:
     groups: dict[str, list[str]] = {}
     for tag in log.Tags()["scalars"]:
         groups.setdefault(tag.split("/")[0], []).append(tag)
-    figure = Figure(figsize=(4.6 * len(groups), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(groups), 4.8), layout="constrained")
     for axis, (group, tags) in zip(np.atleast_1d(figure.subplots(1, len(groups))), groups.items(), strict=True):
         for index, tag in enumerate(tags):
             points = [(event.step, abs(event.value)) for event in log.Scalars(tag)]
@@ -32,7 +32,7 @@ def main(run: str, target: str) -> None:
             style = "-" if index < len(COLOURS) else "--"
             axis.plot(steps, running_median(values), style, color=COLOURS[index % len(COLOURS)], label=tag.split("/", 1)[1])
         axis.set(title=group, xlabel="step", yscale="log")
-        axis.legend(fontsize=6.5, frameon=False, ncols=2)
+        axis.legend(fontsize=6.5, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.savefig(target, dpi=110)
 
 

@@ -26,7 +26,7 @@ from minicarlo.simulators import simulate  # noqa: E402
 from minicarlo.surrogate import Surrogate, sample_path  # noqa: E402
 from minicarlo.training.config import read_config  # noqa: E402
 from minicarlo.training.critic import CriticScores  # noqa: E402
-from minicarlo.training.features import ShowerFeatures  # noqa: E402
+from minicarlo.training.features import SPECTRUM_BINS, SPECTRUM_RATIO, ShowerFeatures  # noqa: E402
 from minicarlo.training.loop import train  # noqa: E402
 from minicarlo.training.scores import energy_score, ranked_probability_score  # noqa: E402
 from minicarlo.training.showers import turned  # noqa: E402
@@ -368,6 +368,31 @@ def test_features_of_showers_match_plain_loops(showers: Path) -> None:
     y = torch.arange(25) - 12.0
     mean = (energy[2].sum((0, 1)) * y).sum() / (energy[2].sum() + 0.3)
     torch.testing.assert_close(features["moments"][2, 1], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_spectra_count_the_cells_of_layers_and_rings_above_energies(showers: Path) -> None:
+    energy = torch.from_numpy(read_events(showers, stop=3).samples)
+    root = to_root(energy)
+    features = ShowerFeatures(get_detector("clic-ecal"), 0.05)
+    spectra = features.spectra(root)
+    counts = (spectra["spectra of layers"].square() - 0.1).view(3, SPECTRUM_BINS, 25)
+    rings = (spectra["spectra of rings"].square() - 0.1).view(3, SPECTRUM_BINS, -1)
+    torch.testing.assert_close(counts.sum(2), rings.sum(2), rtol=1e-4, atol=1e-3)
+    for number in range(SPECTRUM_BINS):
+        low, high = (features.threshold * SPECTRUM_RATIO**edge for edge in (number, number + 1))
+        assert torch.all(counts[:, number] <= (root > low).sum((2, 3)) + 1e-3)
+        assert torch.all(counts[:, number] >= (root > high).sum((2, 3)) - 1e-3)
+
+
+def test_an_edge_is_learned_where_there_is_one() -> None:
+    network = Shower2D()
+    assert not any(parameter.requires_grad for parameter in network.shape.edge.parameters())
+    network.shape.edge.put(0.2, 3.0)
+    root = torch.rand(1000)
+    network.shape.edge(root).sum().backward()
+    contrast, height = network.shape.edge.contrast, network.shape.edge.height
+    torch.testing.assert_close(contrast.grad, root[3.0 * root < 0.15].sum())
+    torch.testing.assert_close(height.grad, (3.0 * root >= 0.15).sum().float())
 
 
 def test_the_published_network_has_the_published_size() -> None:

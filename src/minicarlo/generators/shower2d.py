@@ -152,20 +152,21 @@ def from_root(root: Tensor) -> Tensor:
 class Edge(nn.Module):
     """A spectrum's edge: maps x >= 0 steeply up to a place, and beyond it at a slope of one. Without an edge it changes nothing.
 
-    Numbers spread evenly over x are `contrast` + 1 times rarer below the place than above it.
+    Numbers spread evenly over x are `contrast` + 1 times rarer below the place than above it. Both are learned on from where
+    `put` sets them.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.contrast: Tensor
-        self.height: Tensor
-        self.register_buffer("contrast", torch.zeros(()))
-        self.register_buffer("height", torch.zeros(()))
+        self.contrast = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.height = nn.Parameter(torch.zeros(()), requires_grad=False)
 
+    @torch.no_grad()
     def put(self, place: float, contrast: float) -> None:
         """Set where it is, in the numbers that come out, and how much rarer these are below it."""
         self.contrast.fill_(contrast)
         self.height.fill_(place * contrast / (1 + contrast))
+        self.requires_grad_(contrast > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.minimum(self.contrast * x, self.height)

@@ -136,10 +136,11 @@ class AdversarialRecipe:
             else:
                 kept.lerp_(new[name], 1 - decay)
 
-    def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Take up the weights of an earlier run."""
-        self.generator.load_state_dict(weights)
-        self.average.load_state_dict(weights)
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Take up the weights of an earlier run, and its critic."""
+        self.generator.load_state_dict(state["average"])
+        self.average.load_state_dict(state["average"])
+        self.scores.start_from(state["scores"])
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -63,7 +63,7 @@ class Training(Section):
 class TrainConfig(Section):
     """A whole training run. `output` becomes the surrogate; checkpoints, logs and plots go to `run`.
 
-    `initial` is the folder of an earlier run whose averaged weights this one starts from.
+    `initial` is the folder of an earlier run whose averaged weights, and critics if both have them, this one starts from.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")

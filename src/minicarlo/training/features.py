@@ -16,6 +16,7 @@ __all__ = ["ShowerFeatures", "ShowerSummary"]
 
 PATCH = 5  # cells a side
 THRESHOLD_WIDTH = 0.03  # of the smoothed hit count, in the root scale of `to_root`
+SPECTRUM_BINS, SPECTRUM_RATIO = 8, 1.5  # of cells above the threshold; edges grow by this ratio in the root scale
 
 
 class ShowerFeatures:
@@ -83,6 +84,20 @@ class ShowerFeatures:
             "ring shares": ring_energies.sum(1) / total,
             "largest in layers": to_root(flat.amax(2)),
         }
+
+    def spectra(self, root: Tensor) -> dict[str, Tensor]:
+        """How many cells there are above each energy, in layers and in rings, of showers (N, z, x, y) in the root scale.
+
+        A count rises from one edge to the next, so that the cells in between pull it and no other.
+        """
+        layers, rings = [], []
+        for number in range(SPECTRUM_BINS):
+            low = self.threshold * SPECTRUM_RATIO**number
+            above = ((root - low) * (1 / (low * (SPECTRUM_RATIO - 1)))).clamp(0, 1)
+            layers.append(above.sum((2, 3)))
+            rings.append(above.sum(1).flatten(1) @ self.weights[:, : self.ring_count])
+        groups = {"spectra of layers": layers, "spectra of rings": rings}
+        return {name: torch.sqrt(torch.cat(counts, dim=1) + 0.1) for name, counts in groups.items()}
 
 
 SUMMARY = (

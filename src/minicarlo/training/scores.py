@@ -25,6 +25,9 @@ __all__ = [
 
 GROUP_WEIGHTS = {
     "cells": 2.0,
+    "rare cells": 1.0,
+    "spectra of layers": 1.0,
+    "spectra of rings": 1.0,
     "patches": 1.0,
     "hits": 0.5,
     "hits in layers": 0.5,

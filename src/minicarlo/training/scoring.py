@@ -107,6 +107,7 @@ class ScoringRecipe:
         total.backward()
         nn.utils.clip_grad_norm_(getattr(self.generator, phase).parameters(), 1.0)
         optimiser.step()
+        self.hold_edges()
         self.update_average(step - first)
         return {f"{phase}/{name}": loss.detach() for name, loss in losses.items()}
 
@@ -157,15 +158,25 @@ class ScoringRecipe:
         return raw, self.generator.with_layer_energies(raw, layers)
 
     @torch.no_grad()
+    def hold_edges(self) -> None:
+        """An edge that is learned away is gone, not turned round."""
+        for edge in (self.generator.energies.edge, self.generator.shape.edge):
+            edge.contrast.clamp_(min=0)
+            edge.height.clamp_(min=0)
+
+    @torch.no_grad()
     def update_average(self, step: int) -> None:
         decay = min(0.999, (1 + step) / (10 + step))
         for kept, new in zip(tensors(self.average), tensors(self.generator), strict=True):
             kept.lerp_(new, 1 - decay)
 
-    def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Take up the weights of an earlier run."""
-        self.generator.load_state_dict(weights)
-        self.average.load_state_dict(weights)
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Take up the weights of an earlier run, and its critics."""
+        self.generator.load_state_dict(state["average"])
+        self.average.load_state_dict(state["average"])
+        self.scores.start_from(state["scores"])
+        if self.critic is not None and state["critic"]:
+            self.critic.load_state_dict(state["critic"])
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -19,6 +19,7 @@ __all__ = ["ShowerScores"]
 
 PROJECTIONS = 64
 SUMMARISED = 8_000  # Monte Carlo showers that the summary's means, spreads and correlations are taken from
+RAREST = 1e-3  # mean of a cell in the root scale, below which cells count no more than it
 
 
 class ShowerScores:
@@ -38,6 +39,8 @@ class ShowerScores:
         self.features = ShowerFeatures(showers.detector, generator.threshold_mev / cell_mev)
         self.features.weights = self.features.weights.to(device)
         self.summary = self.summarise(showers)
+        means = to_root(showers.energy[:SUMMARISED].to(device) / cell_mev).mean(0).flatten()
+        self.rarity = RAREST / (means + RAREST)
         self.compare = torch.compile(self.scores) if settings.compile else self.scores
         self.critic: CriticScores | None = None
         if settings.critic:
@@ -78,10 +81,12 @@ class ShowerScores:
         n = len(truth)
         energy = torch.cat([cells, truth]) / self.cell_mev
         roots = to_root(energy)
-        losses = {"cells": ranked_probability_score(*roots.flatten(1).split(n))}
+        cells_of = roots.flatten(1).split(n)
+        losses = {"cells": ranked_probability_score(*cells_of)}
+        losses["rare cells"] = ranked_probability_score(*(each * self.rarity for each in cells_of))
         losses["patches"] = energy_score(*self.features.patches(roots).split(n))
         sums = self.features.sums(energy, layer_energies.repeat(3, 1) / self.cell_mev)
-        for name, values in sums.items():
+        for name, values in (sums | self.features.spectra(roots)).items():
             losses[name] = ranked_probability_score(*values.split(n))
         standard, white = self.summary(sums, condition.repeat(3, 1))
         losses["summary"] = ranked_probability_score(*standard.split(n))
@@ -91,6 +96,11 @@ class ShowerScores:
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.critic is None else self.critic.state_dict()
+
+    def start_from(self, state: dict[str, Any]) -> None:
+        """Take up the critic of an earlier run, if both have one."""
+        if self.critic is not None and state:
+            self.critic.load_state_dict(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.critic is not None:
