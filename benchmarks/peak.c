@@ -60,6 +60,18 @@ static double bf16(void) {
 static double int8(void) { LOOP(__m512i, _mm512_setzero_si512(), c[i] = _mm512_dpbusd_epi32(c[i], a, b)) return 2.0 * 64; }
 #elif defined(__AVXVNNI__)
 static double int8(void) { LOOP(__m256i, _mm256_setzero_si256(), c[i] = _mm256_dpbusd_avx_epi32(c[i], a, b)) return 2.0 * 32; }
+#elif defined(__AVX2__)
+/* Without VNNI three instructions make one. The product is opaque, or the compiler would make it once. */
+static inline __m256i pairs(__m256i a, __m256i b) {
+    __m256i sums;
+    __asm__ volatile("vpmaddubsw %2, %1, %0" : "=x"(sums) : "x"(a), "x"(b));
+    return sums;
+}
+static double int8(void) {
+    __m256i ones = _mm256_set1_epi16(1);
+    LOOP(__m256i, _mm256_setzero_si256(), c[i] = _mm256_add_epi32(c[i], _mm256_madd_epi16(pairs(a, b), ones)))
+    return 2.0 * 32;
+}
 #endif
 
 #if defined(__AMX_TILE__)
@@ -121,7 +133,7 @@ int main(int count, char **arguments) {
 #if defined(__AVX512BF16__)
     measure("bf16", bf16, threads);
 #endif
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__AVX2__)
     measure("int8", int8, threads);
 #endif
 #if defined(__AMX_TILE__)
