@@ -3,7 +3,7 @@
 HDF5's own gzip runs under one lock at 2,000 to 5,000 showers per second, slower than the generators. Here chunks are deflated in
 threads and handed over whole. Byte shuffling makes sparse showers larger. Showers are runs of zeros with something in between,
 which is what zlib-ng's run-length strategy looks for: 1.4 times as fast as its level 2, and 12 % fewer bytes. Larger blocks
-(memory level 9) save a tenth of the time again, and zstd is no faster and larger (`benchmarks/compression.py`). ISA-L is
+(memory level 9) save a tenth of the time again, and zstd is hardly faster and larger (`benchmarks/compression.py`). ISA-L is
 faster still, but now and then gives other bytes for the same input. LZ4 takes half of the time and 1.6 times the bytes.
 """
 
