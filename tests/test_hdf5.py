@@ -144,6 +144,34 @@ def test_lz4_that_only_a_plugin_could_read_is_refused(path: Path, chunk: tuple[i
     refused(path, "'showers'.*compressed with lz4, but not in chunks of whole rows")
 
 
+def test_lz4_is_read_of_showers_only(path: Path) -> None:
+    """Conditions are read by HDF5, which would load a plugin."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk((2, 1))
+    creation.set_filter(lz4_chunks.FILTER, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(path, "a") as file:
+        del file["incident_energies"]
+        space = h5py.h5s.create_simple((2, 1))
+        dataset = h5py.h5d.create(file.id, b"incident_energies", h5py.h5t.IEEE_F32LE, space, creation)
+        dataset.write_direct_chunk((0, 0), lz4_chunks.pack(np.ones(2, "<f4").tobytes()))
+        file["showers"] = np.ones((2, 15625), "f4")
+    refused(path, "'incident_energies'.*as showers may be")
+
+
+@pytest.mark.parametrize("mask", [0, 1, 2, 3])
+def test_no_mask_of_a_chunk_makes_hdf5_unpack_lz4(path: Path, mask: int) -> None:
+    values = np.arange(2 * 15625, dtype="<f4").reshape(2, 15625)
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk((2, 15625))
+    creation.set_filter(lz4_chunks.FILTER, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(path, "a") as file:
+        space = h5py.h5s.create_simple((2, 15625))
+        dataset = h5py.h5d.create(file.id, b"showers", h5py.h5t.IEEE_F32LE, space, creation)
+        plain = values.tobytes()
+        dataset.write_direct_chunk((0, 0), plain if mask & 1 else lz4_chunks.pack(plain), filter_mask=mask)
+    np.testing.assert_array_equal(read_events(path).samples.reshape(2, -1), values)
+
+
 def test_a_metadata_cache_image_is_refused_before_hdf5_loads_it(tmp_path: Path) -> None:
     class Config(ctypes.Structure):
         _fields_ = (

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from math import ceil, prod
@@ -82,8 +82,11 @@ def dataset_names(file: h5py.File, path: Path) -> list[str]:
     return names
 
 
-def open_dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    """A numeric dataset whose data lie in this file, completely. Raises InvalidEventSet."""
+def open_dataset(file: h5py.File, path: Path, name: str, *, by_rows: bool = False) -> h5py.Dataset:
+    """A numeric dataset whose data lie in this file, completely. Raises InvalidEventSet.
+
+    With `by_rows` it is for `read_rows`, which unpacks lz4 by itself; HDF5 would look for a plugin and load it.
+    """
 
     def refusal(reason: str, remedy: str = _REWRITE) -> InvalidEventSet:
         return InvalidEventSet(f"Event set {path}, dataset {name!r:.80}: {reason}. {remedy}")
@@ -100,15 +103,15 @@ def open_dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
     kind = identifier.get_type()
     if not isinstance(kind, h5py.h5t.TypeFloatID | h5py.h5t.TypeIntegerID) or kind.get_size() > 8:
         raise refusal("its elements are not plain numbers")
-    filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
+    filters = _filters(identifier)
     if not _FILTERS.keys() >= set(filters) or len(set(filters)) != len(filters):
         accepted = ", ".join(_FILTERS.values())
         raise refusal(f"it is compressed with filters {filters}", f"Accepted are {accepted}, each once.")
     if identifier.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE:
         raise refusal("it is not an array")
     dataset = h5py.Dataset(identifier)
-    if lz4_chunks.FILTER in filters and not _by_row(dataset, filters):  # HDF5 would look for a plugin and load it
-        raise refusal("it is compressed with lz4, but not in chunks of whole rows of float32 and by lz4 alone")
+    if lz4_chunks.FILTER in filters and not (by_rows and _unpacking(dataset)):
+        raise refusal("it is compressed with lz4, but not in chunks of whole rows of float32 and by lz4 alone, as showers may be")
     size, stored, claimed = path.stat().st_size, identifier.get_storage_size(), prod(dataset.shape) * kind.get_size()
     if stored > size or claimed > size * (_LARGEST_EXPANSION if filters else 1):
         raise refusal(f"it claims {claimed} bytes, which a file of {size} bytes cannot hold", _INCOMPLETE)
@@ -131,30 +134,32 @@ def read_rows(dataset: h5py.Dataset, start: int, out: NDArray[np.float32]) -> No
     Whole rows of float32 in gzip or lz4, which event sets are, go around HDF5's filters: zlib-ng inflates three to six times as
     fast, and lz4 needs no plugin.
     """
-    stop, creation = start + len(out), dataset.id.get_create_plist()
-    filters = [creation.get_filter(number)[0] for number in range(creation.get_nfilters())]
-    if not _by_row(dataset, filters):
+    stop, unpack = start + len(out), _unpacking(dataset)
+    if unpack is None:
         dataset.read_direct(out, np.s_[start:stop])
         return
-    packed, shuffled = filters == [lz4_chunks.FILTER], filters[0] == h5py.h5z.FILTER_SHUFFLE
     rows, width = dataset.chunks
+    every = 2 ** len(_filters(dataset.id)) - 1
     for first in range(start - start % rows, stop, rows):
         low, high = max(first, start), min(first + rows, stop)
-        skipped, data = dataset.id.read_direct_chunk((first, 0))
-        if skipped and not packed:  # a filter that did not make the chunk smaller
+        mask, data = dataset.id.read_direct_chunk((first, 0))
+        skipped = mask & every  # filters that did not make the chunk smaller
+        if skipped not in (0, every):
             dataset.read_direct(out, np.s_[low:high], np.s_[low - start : high - start])
             continue
-        size = 4 * rows * width
-        plain = lz4_chunks.unpack(data, size) if packed else _inflate(data, size)
-        chunk = (_unshuffle(plain) if shuffled else np.frombuffer(plain, "<f4")).reshape(rows, width)
+        chunk = (np.frombuffer(data, "<f4") if skipped else unpack(data, 4 * rows * width)).reshape(rows, width)
         out[low - start : high - start] = chunk[low - first : high - first]
 
 
-def _by_row(dataset: h5py.Dataset, filters: Sequence[int]) -> bool:
-    """Whether these are chunks of whole rows of float32 as `read_rows` unpacks them by itself."""
-    known = ([h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE], [h5py.h5z.FILTER_DEFLATE], [lz4_chunks.FILTER])
+def _filters(dataset: h5py.h5d.DatasetID) -> tuple[int, ...]:
+    creation = dataset.get_create_plist()
+    return tuple(creation.get_filter(number)[0] for number in range(creation.get_nfilters()))
+
+
+def _unpacking(dataset: h5py.Dataset) -> Callable[[bytes, int], NDArray[Any]] | None:
+    """What unpacks a chunk to so many bytes, if these are whole rows of float32 in a way that `read_rows` knows."""
     rows = dataset.ndim == 2 and dataset.chunks is not None and dataset.chunks[1] == dataset.shape[1]
-    return list(filters) in known and rows and dataset.dtype == np.dtype("<f4")
+    return _UNPACKINGS.get(_filters(dataset.id)) if rows and dataset.dtype == np.dtype("<f4") else None
 
 
 def _inflate(data: bytes, size: int) -> bytes:
@@ -176,6 +181,13 @@ def _unshuffle(data: bytes) -> NDArray[np.float32]:
         words <<= 8
         words |= plane
     return words.view(np.float32)
+
+
+_UNPACKINGS: dict[tuple[int, ...], Callable[[bytes, int], NDArray[Any]]] = {
+    (h5py.h5z.FILTER_DEFLATE,): lambda data, size: np.frombuffer(_inflate(data, size), "<f4"),
+    (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE): lambda data, size: _unshuffle(_inflate(data, size)),
+    (lz4_chunks.FILTER,): lambda data, size: np.frombuffer(lz4_chunks.unpack(data, size), "<f4"),
+}
 
 
 def read_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
