@@ -96,7 +96,7 @@ def speed(surrogate: Surrogate, precision: str, events: int, rounds: int, output
         path.unlink()
 
     def all_of_it() -> None:
-        shape = {"streams": settings.streams, "threads": settings.threads, "batch": settings.batch, "compression": compression}
+        options = {"streams": settings.streams, "threads": settings.threads, "batch": settings.batch, "compression": compression}
         start = now()
         begun: list[NDArray[np.float64]] = []
 
@@ -104,7 +104,7 @@ def speed(surrogate: Surrogate, precision: str, events: int, rounds: int, output
             if not begun:  # the first call comes when the surrogate is compiled
                 begun.append(now() - start)
 
-        generate(surrogate, events, seed=1, precision=precision, output=output / "run", overwrite=True, progress=begin, **shape)
+        generate(surrogate, events, seed=1, precision=precision, output=output / "run", overwrite=True, progress=begin, **options)
         once.append(begun[0])
 
     once: list[NDArray[np.float64]] = []

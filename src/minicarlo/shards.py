@@ -17,7 +17,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo import lz4_chunks
 from minicarlo.errors import OutputError
 from minicarlo.events import ENERGIES, SHOWERS
 from minicarlo.files import atomic_path, output_error, sha256, write_json
@@ -157,22 +156,27 @@ def claim_hidden(output: Path, request: Mapping[str, Any], *, overwrite: bool = 
     shutil.rmtree(folder, ignore_errors=True)
 
 
+Packing = tuple[int, tuple[int, ...]]
+"""An HDF5 filter and its values, as files record them."""
+
+
 @contextmanager
 def new_event_file(
-    path: Path, count: int, voxels: int, attributes: Mapping[str, NDArray[Any]], level: int | None
+    path: Path, count: int, voxels: int, attributes: Mapping[str, NDArray[Any]], packing: Packing
 ) -> Iterator[tuple[h5py.File, h5py.Dataset]]:
-    """A new event set with room for `count` showers, to be filled by direct chunk writes: gzip of `level`, or lz4 if None.
+    """A new event set with room for `count` showers, to be filled by direct writes of packed chunks.
 
-    When the disk is full, closing fails too, with a RuntimeError that would hide the cause.
+    HDF5 needs no code for the filter. When the disk is full, closing fails too, with a RuntimeError that would hide the cause.
     """
     file = h5py.File(path, "w", libver=("earliest", "v110"))
     try:
-        shape, rows = (count, voxels), min(CHUNK, count)
-        if level is None:
-            dataset = _lz4_dataset(file, shape, rows)
-        else:
-            layout: dict[str, Any] = {"chunks": (rows, voxels), "compression": "gzip", "compression_opts": level}
-            dataset = file.create_dataset(SHOWERS, shape, "<f4", track_times=False, **layout)
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        creation.set_obj_track_times(False)
+        creation.set_chunk((min(CHUNK, count), voxels))
+        number, values = packing
+        creation.set_filter(number, h5py.h5z.FLAG_OPTIONAL, values)
+        space = h5py.h5s.create_simple((count, voxels))
+        dataset = h5py.Dataset(h5py.h5d.create(file.id, SHOWERS.encode(), h5py.h5t.IEEE_F32LE, space, creation))
         for name, value in attributes.items():
             file.attrs[name] = value
         yield file, dataset
@@ -186,16 +190,6 @@ def new_event_file(
         raise OSError(str(error)) from error
 
 
-def _lz4_dataset(file: h5py.File, shape: tuple[int, int], rows: int) -> h5py.Dataset:
-    """`create_dataset` for a filter that HDF5 has no code for here."""
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_obj_track_times(False)
-    creation.set_chunk((rows, shape[1]))
-    creation.set_filter(lz4_chunks.FILTER, h5py.h5z.FLAG_OPTIONAL, ())
-    space = h5py.h5s.create_simple(shape)
-    return h5py.Dataset(h5py.h5d.create(file.id, SHOWERS.encode(), h5py.h5t.IEEE_F32LE, space, creation))
-
-
 def join(pieces: Sequence[Shard], output: Path, changed: Mapping[str, NDArray[Any]] | None = None) -> None:
     """Write the events of `pieces` as one file: the same bytes as if it had been written at once.
 
@@ -205,11 +199,10 @@ def join(pieces: Sequence[Shard], output: Path, changed: Mapping[str, NDArray[An
     with h5py.File(pieces[0].path, locking=False) as first:
         attributes = {name: _raw_attribute(first, name) for name in first.attrs} | dict(changed or {})
         columns = {name: first[name].dtype for name in first if name != SHOWERS}
-        showers = first[SHOWERS]
-        voxels, level = showers.shape[1], showers.compression_opts if showers.compression == "gzip" else None
+        voxels, packing = first[SHOWERS].shape[1], first[SHOWERS].id.get_create_plist().get_filter(0)
     with (
         atomic_path(output) as temporary,
-        new_event_file(temporary, count, voxels, dict(sorted(attributes.items())), level) as (file, showers),
+        new_event_file(temporary, count, voxels, dict(sorted(attributes.items())), (packing[0], packing[2])) as (file, showers),
     ):
         values = {name: np.zeros((count, 1), kind) for name, kind in columns.items()}
         for part in pieces:

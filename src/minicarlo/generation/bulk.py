@@ -146,7 +146,7 @@ def generate(
         engine: the runtime, with a device or without: "openvino", "onnxruntime:cuda" (`minicarlo engines`); its bits are its own.
         mantissa_bits: round the energies in files to so many bits of mantissa (1 to 22): smaller files, a relative error up to
             2^-(bits + 1), declared in the attribute `cell_energy_rounding`. By default they are exact.
-        compression: "gzip", or "lz4": half of the time for 1.6 times the bytes, for machines that wait for writing; HDF5
+        compression: "gzip", or "lz4": 0.6 of the time for 1.6 times the bytes, for machines that wait for writing; HDF5
             reads it with a plugin (`import hdf5plugin`), minicarlo without one.
         cluster: make the shards on the workers of a Dask cluster: "local", "local:4", "ssh:host,host", "slurm:20", "htcondor:20",
             "tcp://host:port" or "tls://host:port" (`minicarlo.cluster`); one event at a time in each thread of a worker.

@@ -4,7 +4,7 @@ HDF5's own gzip runs under one lock at 2,000 to 5,000 showers per second, slower
 threads and handed over whole. Byte shuffling makes sparse showers larger. Showers are runs of zeros with something in between,
 which is what zlib-ng's run-length strategy looks for: 1.4 times as fast as its level 2, and 12 % fewer bytes. Larger blocks
 (memory level 9) save a tenth of the time again, and zstd is hardly faster and larger (`benchmarks/compression.py`). ISA-L is
-faster still, but now and then gives other bytes for the same input. LZ4 takes half of the time and 1.6 times the bytes.
+faster still, but now and then gives other bytes for the same input. LZ4 takes 0.6 of the time and 1.6 times the bytes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from minicarlo.events import ENERGIES
 from minicarlo.files import atomic_path
 from minicarlo.shards import CHUNK, new_event_file
 
-COMPRESSIONS = ("gzip", "lz4")
 _LEVEL = 2
+_PACKINGS = {"gzip": (h5py.h5z.FILTER_DEFLATE, (_LEVEL,)), "lz4": (lz4_chunks.FILTER, ())}
+COMPRESSIONS = tuple(_PACKINGS)
 _INFINITY = 0x7F800000  # as a float32
 Array = NDArray[np.float32]
 
@@ -104,10 +105,9 @@ class EventFile:
         attributes = sorted((dict(self._attributes) | self._detector.attributes()).items())
         fixed = {name: _fixed(value) for name, value in attributes}
         size, bits, compression = 4 * rows * voxels, self._mantissa_bits, self._compression
-        level = _LEVEL if compression == "gzip" else None
         with (
             ThreadPoolExecutor(self._workers) as pool,
-            new_event_file(temporary, self._count, voxels, fixed, level) as (file, dataset),
+            new_event_file(temporary, self._count, voxels, fixed, _PACKINGS[compression]) as (file, dataset),
         ):
             energies = np.zeros((self._count, 1), "<f4")
             waiting: deque[tuple[int, Future[bytes]]] = deque()

@@ -140,7 +140,7 @@ class AdversarialRecipe:
         """Take up the weights of an earlier run, and its critic."""
         self.generator.load_state_dict(state["average"])
         self.average.load_state_dict(state["average"])
-        self.scores.start_from(state["scores"])
+        self.scores.load_state_dict(state["scores"])
 
     def state_dict(self) -> dict[str, Any]:
         return {

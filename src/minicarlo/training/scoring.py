@@ -174,7 +174,7 @@ class ScoringRecipe:
         """Take up the weights of an earlier run, and its critics."""
         self.generator.load_state_dict(state["average"])
         self.average.load_state_dict(state["average"])
-        self.scores.start_from(state["scores"])
+        self.scores.load_state_dict(state["scores"])
         if self.critic is not None and state["critic"]:
             self.critic.load_state_dict(state["critic"])
 

@@ -39,8 +39,7 @@ class ShowerScores:
         self.features = ShowerFeatures(showers.detector, generator.threshold_mev / cell_mev)
         self.features.weights = self.features.weights.to(device)
         self.summary = self.summarise(showers)
-        means = to_root(showers.energy[:SUMMARISED].to(device) / cell_mev).mean(0).flatten()
-        self.rarity = RAREST / (means + RAREST)
+        self.rarity = RAREST / (self.mean_roots(showers) + RAREST)
         self.compare = torch.compile(self.scores) if settings.compile else self.scores
         self.critic: CriticScores | None = None
         if settings.critic:
@@ -57,6 +56,13 @@ class ShowerScores:
             parts.append(self.features.sums(energy.to(self.device) / self.cell_mev, layers.to(self.device) / self.cell_mev))
         sums = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return ShowerSummary(sums, self.condition(showers.incident_energy[:SUMMARISED]).to(self.device))
+
+    @torch.no_grad()
+    def mean_roots(self, showers: Showers) -> Tensor:
+        """(cells,) means in the root scale."""
+        parts = showers.energy[:SUMMARISED].split(500)
+        sums = torch.stack([to_root(part.to(self.device) / self.cell_mev).sum(0) for part in parts]).sum(0)
+        return sums.flatten() / min(SUMMARISED, len(showers))
 
     def __call__(self, cells: Tensor, batch: Showers) -> dict[str, Tensor]:
         """Scores by group.
@@ -97,11 +103,7 @@ class ShowerScores:
     def state_dict(self) -> dict[str, Any]:
         return {} if self.critic is None else self.critic.state_dict()
 
-    def start_from(self, state: dict[str, Any]) -> None:
-        """Take up the critic of an earlier run, if both have one."""
-        if self.critic is not None and state:
-            self.critic.load_state_dict(state)
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.critic is not None:
+        """Take up a critic, if there is one here and there."""
+        if self.critic is not None and state:
             self.critic.load_state_dict(state)
