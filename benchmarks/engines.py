@@ -35,7 +35,8 @@ from graph import random_gan3d
 
 from minicarlo.engines import CompiledGenerator, Inference, compile_model, compile_surrogate, get_engine, has_bf16, machine
 from minicarlo.engines import usable_cores as cores_of
-from minicarlo.engines.base import Array, Key, PrecisionReport
+from minicarlo.engines.account import RuntimeAccount
+from minicarlo.engines.base import Array, Key
 from minicarlo.engines.onnxruntime import OnnxRuntimeGenerator
 from minicarlo.engines.openvino import OpenVinoInference, _core, _keep_products_apart
 from minicarlo.errors import MinicarloError
@@ -53,7 +54,7 @@ UNITS = {"fp32": ("f32",), "bf16": ("amx_bf16", "bf16"), "int8": ("amx_int8", "i
 Make = Callable[[Settings], CompiledGenerator]
 
 
-class PlainOpenVino(CompiledGenerator):
+class PlainOpenVino(RuntimeAccount, CompiledGenerator):
     """OpenVINO as its manual says: a performance hint decides streams and threads, requests are kept in flight.
 
     Element-wise operations between small products are kept apart as in our engine, without which 2026.4.1 crashes on `shower2d`.
@@ -61,6 +62,7 @@ class PlainOpenVino(CompiledGenerator):
 
     def __init__(self, model: openvino.Model, settings: Settings, precision: str | None, hint: str) -> None:
         model = model.clone()
+        self._watch(model)
         ports = [model.input(name) for name in ("latent", "incident_energy")]
         model.reshape({port: [settings.batch, port.get_partial_shape()[1].get_length()] for port in ports})
         _keep_products_apart(model)
@@ -95,9 +97,6 @@ class PlainOpenVino(CompiledGenerator):
         request.wait()
         idle.append(request)
         return key, request.get_tensor(self._ports[2]).data.copy()
-
-    def precision_report(self) -> PrecisionReport:
-        return {}
 
 
 @dataclasses.dataclass
@@ -319,7 +318,7 @@ def show(name: str, rows: list[dict[str, Any]]) -> None:
         shape = f"batch {row['settings']['batch']}, {row['settings']['streams']} streams"
         print(
             f"  {row['name']:24s} {row['showers_per_second']:9.0f} +- {row['spread']:<7.0f} {row['over_openvino_f32']:6.2f}  "
-            f"{row['milliseconds_batch_1']:7.3f}  {share:20s} {row['deviation']:8.1e}  {shape}",
+            f"{row['milliseconds_batch_1']:7.3f}  {share:20s} {row['deviation']:8.1e}  {shape}, {row['formats']}",
             flush=True,
         )
 
@@ -342,6 +341,7 @@ def plot(path: Path, results: dict[str, list[dict[str, Any]]]) -> None:
             axes.annotate(f"{rate:,.0f}", (rate, height), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axes.set_yticks(range(len(ordered)), [row["name"] for row in ordered])
         axes.grid(axis="x", which="both", linewidth=0.3)
+        axes.margins(y=0.08)
         axes.set_xscale("log")
         axes.set_xlim(0.6 * min(rates), 3 * max(rates))
         axes.set_title(name, loc="left")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SMOOTHED = 9  # points in a running median
+SMOOTHED = 9  # points in a running median of many
 
 
 def main(run: str, target: str) -> None:
@@ -37,7 +37,7 @@ def main(run: str, target: str) -> None:
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    half = SMOOTHED // 2
+    half = min(SMOOTHED // 2, len(values) // 20)
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minicarlo.engines.base import PrecisionReport
+
+if TYPE_CHECKING:
+    import openvino
 
 _WITH_STORED = ("f32", "i8", "u8", "i4", "u4")
 """What the runtime calls a layer that computes in float32 with smaller weights: it names one or the other."""
 
+_MAC_OPERATORS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul"}
 _FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
@@ -24,6 +29,12 @@ class RuntimeAccount:
     _layers: Mapping[str, str]
     _stored: Mapping[str, str]
     _layer_of: Mapping[str, str]
+
+    def _watch(self, model: openvino.Model) -> None:
+        """Note the layers of the model that is going to be compiled."""
+        self._layers = mac_layers(model)
+        self._stored = stored_weights(model, self._layers)
+        self._layer_of = self._layers | {name: name for name in self._layers.values()} | biases(model, self._layers)
 
     def precision_report(self) -> PrecisionReport:
         """The format each layer with multiply-accumulates runs in, as the runtime itself reports it.
@@ -76,7 +87,39 @@ class RuntimeAccount:
         return rows
 
 
-def stored_weights(model: Any, layers: Mapping[str, str]) -> dict[str, str]:  # noqa: ANN401
+def mac_layers(model: openvino.Model) -> dict[str, str]:
+    """Name of every layer with multiply-accumulates, in graph order, by the name OpenVINO knows it under.
+
+    OpenVINO splits an ONNX `Conv` or `Gemm` with a bias into `NAME/WithoutBiases` and `NAME`: the layer's name is NAME. Of a
+    `ConvTranspose` with a bias only the sum has that name, and the rest a number that is another one each time it is read.
+    """
+    found = {}
+    for op in model.get_ordered_ops():
+        kind, name = op.get_type_name(), op.get_friendly_name()
+        if kind in _MAC_OPERATORS:
+            numbered = re.fullmatch(rf"{kind}_\d+", name)
+            found[name] = (_sum_after(op) if numbered else None) or name.removesuffix("/WithoutBiases")
+    return found
+
+
+def biases(model: openvino.Model, layers: Mapping[str, str]) -> dict[str, str]:
+    """The name of the sum that adds each layer's bias, to the layer's (`layers`: operation to layer)."""
+    operations = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
+    sums = {name: _sum_after(operations[name]) for name in layers}
+    return {after: layers[name] for name, after in sums.items() if after is not None}
+
+
+def _sum_after(op: Any) -> str | None:  # noqa: ANN401
+    """The name of the sum with a constant that alone reads an operation's result."""
+    targets = [target.get_node() for target in op.output(0).get_target_inputs()]
+    if len(targets) != 1 or targets[0].get_type_name() != "Add":
+        return None
+    others = [value.get_node() for value in targets[0].input_values()]
+    shaped = [each.input_value(0).get_node() if each.get_type_name() == "Reshape" else each for each in others]
+    return str(targets[0].get_friendly_name()) if any(each.get_type_name() == "Constant" for each in shaped) else None
+
+
+def stored_weights(model: openvino.Model, layers: Mapping[str, str]) -> dict[str, str]:
     """Layers whose weights are stored in fewer bits than they compute in, as their constant's name says: "w8" or "w4"."""
     found = {}
     for op in model.get_ordered_ops():

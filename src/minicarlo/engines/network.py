@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.account import RuntimeAccount, stored_weights
+from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Key
 from minicarlo.engines.openvino import (
     EMULATION,
@@ -19,8 +19,6 @@ from minicarlo.engines.openvino import (
     _core,
     _keep_products_apart,
     available,
-    biases,
-    mac_layers,
 )
 from minicarlo.errors import UnsupportedPrecision
 
@@ -59,9 +57,7 @@ class OpenVinoNetwork(RuntimeAccount):
             raise ValueError("batch, streams and threads must be at least 1")
         model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
         self.batch, self.streams, self.threads = None if batch == -1 else batch, streams, threads
-        self._layers = mac_layers(model)
-        self._stored = stored_weights(model, self._layers)
-        self._layer_of = self._layers | {name: name for name in self._layers.values()} | biases(model, self._layers)
+        self._watch(model)
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
         _keep_products_apart(model)
         properties = {

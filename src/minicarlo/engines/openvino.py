@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from minicarlo.engines.account import RuntimeAccount, stored_weights
+from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Array, CompiledGenerator, Engine, Inference, Key, Offer, usable_cores
 from minicarlo.errors import InvalidSurrogate, UnsupportedPrecision
 from minicarlo.surrogate import Surrogate
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 InferencePrecision = Literal["f32", "bf16", "f16"]
 
-_MAC_OPERATORS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul"}
 _ELEMENTWISE = {
     "Add",
     "Divide",
@@ -162,38 +160,6 @@ def compile_model(
     return OpenVinoGenerator(model, inference_precision, batch=batch, streams=streams, threads=threads, profile=profile)
 
 
-def mac_layers(model: openvino.Model) -> dict[str, str]:
-    """Name of every layer with multiply-accumulates, in graph order, by the name OpenVINO knows it under.
-
-    OpenVINO splits an ONNX `Conv` or `Gemm` with a bias into `NAME/WithoutBiases` and `NAME`: the layer's name is NAME. Of a
-    `ConvTranspose` with a bias only the sum has that name, and the rest a number that is another one each time it is read.
-    """
-    found = {}
-    for op in model.get_ordered_ops():
-        kind, name = op.get_type_name(), op.get_friendly_name()
-        if kind in _MAC_OPERATORS:
-            numbered = re.fullmatch(rf"{kind}_\d+", name)
-            found[name] = (_sum_after(op) if numbered else None) or name.removesuffix("/WithoutBiases")
-    return found
-
-
-def biases(model: openvino.Model, layers: Mapping[str, str]) -> dict[str, str]:
-    """The name of the sum that adds each layer's bias, to the layer's (`layers`: operation to layer)."""
-    operations = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
-    sums = {name: _sum_after(operations[name]) for name in layers}
-    return {after: layers[name] for name, after in sums.items() if after is not None}
-
-
-def _sum_after(op: Any) -> str | None:  # noqa: ANN401
-    """The name of the sum with a constant that alone reads an operation's result."""
-    targets = [target.get_node() for target in op.output(0).get_target_inputs()]
-    if len(targets) != 1 or targets[0].get_type_name() != "Add":
-        return None
-    others = [value.get_node() for value in targets[0].input_values()]
-    shaped = [each.input_value(0).get_node() if each.get_type_name() == "Reshape" else each for each in others]
-    return str(targets[0].get_friendly_name()) if any(each.get_type_name() == "Constant" for each in shaped) else None
-
-
 class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
     """A model compiled by OpenVINO; with `emulate` what is int8 in it is computed in float32 on the same rounded numbers."""
 
@@ -213,9 +179,7 @@ class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
             raise ValueError("batch, streams and threads must be at least 1")
         model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
         self.batch, self.streams, self.threads = batch, streams, threads
-        self._layers = mac_layers(model)
-        self._stored = stored_weights(model, self._layers)
-        self._layer_of = self._layers | {name: name for name in self._layers.values()} | biases(model, self._layers)
+        self._watch(model)
         inputs = {name: model.input(name) for name in ("latent", "incident_energy")}
         _check_sizes(model, {name: _shape(port, 1) for name, port in inputs.items()})
         model.reshape({port: _shape(port, batch) for port in inputs.values()})

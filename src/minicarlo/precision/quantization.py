@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines import CompiledGenerator, compile_model, mac_layers
+from minicarlo.engines.account import biases
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
-from minicarlo.engines.openvino import biases
 from minicarlo.errors import TuningError
 from minicarlo.models.network import name_layers
 from minicarlo.precision.ir import CARRIERS, HALF, mark_precise
