@@ -18,6 +18,7 @@ from minicarlo.engines import compile_surrogate, has_bf16, machine
 from minicarlo.generators.gan2d import Gan2D
 from minicarlo.generators.gan3d import Gan3D
 from minicarlo.graph.axes import axis_orders, turn_axes
+from minicarlo.graph.fast import algorithm, fast_layers, make_fast
 from minicarlo.graph.linear import merge_dense, merged_layers
 from minicarlo.graph.model import Graph
 from minicarlo.graph.normal_form import normalise
@@ -257,6 +258,61 @@ def test_a_dense_layer_and_a_convolution_become_one_dense_layer(grid, pads, bias
     assert kinds(graph) == ["Gemm", "Reshape", "LeakyRelu"]
     assert graph.nodes[0].name == "dense.conv"
     assert_same(graph, model)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(outputs=st.integers(1, 32), taps=st.integers(1, 11), seed=st.integers(0, 2**16))
+def test_a_fast_line_takes_half_as_many_products_as_inputs_more_and_loses_no_digits(outputs, taps, seed):
+    after, weights, before = algorithm(outputs, taps)
+    assert after.shape[1] == weights.shape[0] == before.shape[0] <= max(1.5 * (outputs + taps - 1) + 0.5, 1)
+    random = np.random.default_rng(seed)
+    values, kernel = random.normal(size=outputs + taps - 1), random.normal(size=taps)
+    expected = np.array([values[i : i + taps] @ kernel for i in range(outputs)])
+    assert np.allclose(after @ ((weights @ kernel) * (before @ values)), expected, atol=1e-12)
+    single = [each.astype(np.float32) for each in (after, weights, before, kernel, values)]
+    found = single[0] @ ((single[1] @ single[3]) * (single[2] @ single[4]))
+    size = np.linalg.norm(values) * np.linalg.norm(kernel)
+    assert np.abs(found - expected).max() < 1e-6 * size
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=3
+    ).filter(lambda rows: max(row[1] for row in rows) > 1),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    before=POINTWISE,
+    behind=POINTWISE,
+    bias=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_fast_convolutions_are_exact_in_any_dimension(rows, channels, before, behind, bias, seed):
+    """Each row: grid, kernel, padding before and after of one axis."""
+    grid, kernel, begins, ends = (list(column) for column in zip(*rows, strict=True))
+    grid = [max(n, k - a - b) for n, k, a, b in zip(grid, kernel, begins, ends, strict=True)]
+    network = Network(seed)
+    network.dense(tuple(grid), channels[0])
+    network.pointwise(before, channels[0], len(grid))
+    network.convolution("conv", *channels, tuple(kernel), begins + ends, bias)
+    network.pointwise(behind, channels[1], len(grid))
+    network.convolution("second", channels[1], 2, (2,) * len(grid), [1] * 2 * len(grid), True)
+    model = network.model()
+    graph = Graph(model)
+    normalise(graph)
+    for layer in ("conv", "second"):
+        assert make_fast(graph, layer)
+        normalise(graph)
+        assert_same(graph, model)
+    assert {"conv", "second"} <= {node.name for node in graph.nodes if node.op_type == "MatMul"}
+    assert "Conv" not in kinds(graph)
+
+
+def test_large_kernels_of_the_three_branch_network_are_offered_as_fast_convolutions():
+    graph = rewritten(Graph(to_onnx(Gan2D())), [])
+    offered = [node.name for node in fast_layers(graph)]
+    assert sorted(offered) == [f"branches.{branch}.conv{layer}" for branch in range(3) for layer in (2, 3, 4, 5)]
+    fast = rewritten(graph, [Rewrite("fast", name) for name in offered if name.endswith("3")])
+    assert multiply_accumulates(fast) < 0.5 * multiply_accumulates(graph)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

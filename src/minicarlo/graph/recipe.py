@@ -10,6 +10,7 @@ from typing import Literal
 from onnx import NodeProto
 
 from minicarlo.graph.axes import axis_orders, turn_axes
+from minicarlo.graph.fast import fast_layers, make_fast
 from minicarlo.graph.linear import merge_dense, merged_layers
 from minicarlo.graph.model import Graph, attribute
 from minicarlo.graph.normal_form import normalise
@@ -23,9 +24,9 @@ from minicarlo.graph.subpixel import (
 )
 from minicarlo.graph.views import shared_products, split_product
 
-Kind = Literal["upsampling", "transposed", "shuffle", "axes", "views", "dense"]
+Kind = Literal["upsampling", "transposed", "shuffle", "axes", "views", "dense", "fast"]
 
-KINDS: tuple[Kind, ...] = ("upsampling", "transposed", "shuffle", "axes", "views", "dense")
+KINDS: tuple[Kind, ...] = ("upsampling", "transposed", "shuffle", "axes", "views", "dense", "fast")
 """In the order in which they are tried."""
 
 _LAYERS: dict[Kind, tuple[Callable[[Graph], list[NodeProto]], Callable[[Graph, str], bool]]] = {
@@ -34,6 +35,7 @@ _LAYERS: dict[Kind, tuple[Callable[[Graph], list[NodeProto]], Callable[[Graph, s
     "shuffle": (shuffled_layers, fold_shuffle),
     "views": (shared_products, split_product),
     "dense": (merged_layers, merge_dense),
+    "fast": (fast_layers, make_fast),
 }
 
 

@@ -7,7 +7,7 @@ channels and kernel width, CERN's first layer among them, and does not say so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +62,10 @@ def single_layers(graph: Graph) -> Iterator[SingleLayer]:
     for node in graph.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.input[0] not in graph.shapes:
             continue
+        batch, *shape = graph.shapes[node.input[0]]
+        if batch != 1:  # the products of a fast convolution, one for each point
+            continue
         if all(name in graph.constants or not name for name in node.input[1:]) and node.output[0] in graph.shapes:
-            shape = graph.shapes[node.input[0]][1:]
             yield SingleLayer(node.name, _model(graph, node, shape, False), _model(graph, node, shape, True), math.prod(shape))
 
 
@@ -84,7 +86,7 @@ def _error(true: Array, made: Array) -> float:
     return float(difference / size) if size else 0.0
 
 
-def _model(graph: Graph, node: NodeProto, shape: tuple[int, ...], quantised: bool) -> bytes:
+def _model(graph: Graph, node: NodeProto, shape: Sequence[int], quantised: bool) -> bytes:
     weights = graph.constants[node.input[1]]
     constants = {"shape": np.array([-1, *shape]), "weights": weights}
     nodes = [  # every model takes an energy; here it is one

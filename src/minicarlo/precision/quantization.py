@@ -300,7 +300,10 @@ def _scales(op: Any) -> bool:  # noqa: ANN401
 
 
 def _untouchable(model: openvino.Model, names: Mapping[str, str]) -> list[str]:
-    """Names of the operations that NNCF must leave alone: all but planned ones, their biases, what carries values to them."""
+    """Names of the operations that NNCF must leave alone: all but planned ones, their biases, what carries values to them.
+
+    Products of many matrices, too: those of a fast convolution (`minicarlo.graph.fast`) have another range for each.
+    """
     allowed: set[str] = set()
     for op in reversed(model.get_ordered_ops()):
         kind, name = op.get_type_name(), op.get_friendly_name()
@@ -308,7 +311,8 @@ def _untouchable(model: openvino.Model, names: Mapping[str, str]) -> list[str]:
         targets = [target.get_node().get_friendly_name() for output in op.outputs() for target in output.get_target_inputs()]
         # a ReLU behind a layer is fused into it and never quantised for its own sake
         carrier = kind in CARRIERS and (kind in ("Relu", "PRelu") or all(target in allowed for target in targets))
-        if kind in ("Constant", "Parameter", "Result") or name in names or bias or carrier:
+        many = kind == "MatMul" and name in names and op.input_value(1).get_partial_shape().rank.get_length() > 2
+        if kind in ("Constant", "Parameter", "Result") or (name in names and not many) or bias or carrier:
             allowed.add(name)
     return [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_friendly_name() not in allowed]
 

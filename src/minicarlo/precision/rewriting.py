@@ -25,6 +25,9 @@ from minicarlo.graph.model import Graph
 from minicarlo.graph.recipe import KINDS, Rewrite, multiply_accumulates, rewrites, rewritten
 from minicarlo.graph.verify import ROUNDING, SingleLayer, deviation, single_layers, wrong_formats
 from minicarlo.precision.history import plain
+from minicarlo.precision.plan import Plan
+from minicarlo.precision.quantization import compile_planned
+from minicarlo.precision.surrogates import surrogate_quantizer
 from minicarlo.precision.timing import Speedup, measure_speedup
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import FP32, FileRecord, Surrogate
@@ -41,7 +44,10 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Attempt:
-    """One rewrite that was tried: how much faster it made the graph, how far it is from the original, whether it was kept."""
+    """One rewrite that was tried, of one layer or of several alike.
+
+    How much faster it made the graph (mean of the formats), how far it is from the original, whether it was kept.
+    """
 
     kind: str
     target: str
@@ -109,7 +115,7 @@ def fastest(surrogate: Surrogate, *, timing_seconds: float = 1.0) -> Surrogate:
     if known is not None and known.get("machine") == machine():
         return surrogate
     path = Path(platformdirs.user_cache_dir("minicarlo")) / "graphs.json"
-    key = hashlib.sha256(json.dumps([surrogate.hash, machine(), __version__], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([surrogate.hash, machine(), __version__, KINDS], sort_keys=True).encode()).hexdigest()
     facts = _recall(path).get(key)
     if facts is None:
         best, result = _find(surrogate, "time", timing_seconds, None)
@@ -213,6 +219,10 @@ class _Search:
         self._audited: dict[bytes, tuple[str, ...]] = {}
         self._compiled: dict[tuple[bytes, str], CompiledGenerator] = {}
         self._expected = self._compile(surrogate.onnx, "fp32").run(self._latent, self._energy)
+        if objective == "time":
+            with suppress(MinicarloError, RuntimeError):  # a network without anything to quantise
+                self._compile(surrogate.onnx, "int8")
+                self._formats = (*self._formats, "int8")
         self.attempts: list[Attempt] = []
         self.original = Graph(surrogate.onnx)
         self.best = _Candidate([], self.original, surrogate.onnx, 0.0, self._audit(self.original))
@@ -226,11 +236,13 @@ class _Search:
         for kind in KINDS:
             if kind == "axes" and self._objective == "macs" and not self.best.wrong_kernels:
                 continue  # an order saves no multiply-accumulates
-            while offered := [rewrite for rewrite in rewrites(self.best.graph, kind) if rewrite not in tried]:
-                tried.add(offered[0])
-                self._try(offered[0])
+            if kind == "fast" and self._objective == "macs":
+                continue  # saves them where they are cheapest; whether that pays, only a clock says
+            while groups := self._alike([rewrite for rewrite in rewrites(self.best.graph, kind) if rewrite not in tried]):
+                tried.update(groups[0])
+                self._try(groups[0])
                 if self._progress is not None:
-                    self._progress(len(self.attempts), len(self.attempts) + len(offered) - 1)
+                    self._progress(len(self.attempts), len(self.attempts) + len(groups) - 1)
 
     def over_original(self) -> dict[str, float]:
         """Speed of the best graph over the original's, by format."""
@@ -238,17 +250,34 @@ class _Search:
             return {}
         return {form: self._speedup(self._surrogate.onnx, self.best.onnx, form).value for form in self._formats}
 
-    def _try(self, rewrite: Rewrite) -> None:
-        if rewrite.kind == "axes":  # before all else, in place of another order
-            recipe = [rewrite, *(each for each in self.best.recipe if each.kind != "axes")]
+    def _alike(self, offered: list[Rewrite]) -> list[list[Rewrite]]:
+        """Rewrites of layers with the same shapes together, as in branches of a network: one alone may be too little to time."""
+        nodes = {node.name: node for node in self.best.graph.nodes}
+        groups: dict[object, list[Rewrite]] = {}
+        for rewrite in offered:
+            node = nodes.get(rewrite.target)
+            values = () if node is None else (*node.input, *node.output)
+            shapes = tuple(self.best.graph.shapes.get(name) for name in values)
+            groups.setdefault(rewrite if node is None else (rewrite.kind, shapes), []).append(rewrite)
+        return list(groups.values())
+
+    def _try(self, group: list[Rewrite]) -> None:
+        kind = group[0].kind
+        if kind == "axes":  # before all else, in place of another order
+            recipe = [*group, *(each for each in self.best.recipe if each.kind != "axes")]
         else:
-            recipe = [*self.best.recipe, rewrite]
+            recipe = list(self.best.recipe)
+            for rewrite in group:
+                if rewrite in rewrites(rewritten(self.original, recipe), kind):
+                    recipe.append(rewrite)
         made = self._candidate(recipe)
         wrong, before = (sum(map(len, each.wrong_kernels.values())) for each in (made, self.best))
         same = made.deviation <= ROUNDING
         gain, pays = self._gain(made) if same else (0.0, False)
-        kept = same and (wrong < before or (wrong == before and pays))
-        self.attempts.append(Attempt(rewrite.kind, rewrite.target, gain, made.deviation, wrong, kept))
+        mended = wrong < before and kind != "fast"  # which has no layer to audit any more
+        kept = same and (mended or (wrong <= before and pays))
+        target = ", ".join(rewrite.target for rewrite in group)
+        self.attempts.append(Attempt(kind, target, gain, made.deviation, wrong, kept))
         loser = self.best if kept else made
         if kept:
             self.best = made
@@ -270,9 +299,17 @@ class _Search:
         if self._objective == "macs":
             ratio = multiply_accumulates(self.best.graph) / max(multiply_accumulates(made.graph), 1)
             return ratio, ratio > WORTH
-        found = [self._speedup(self.best.onnx, made.onnx, form) for form in self._formats]
+        found: list[Speedup] = []
+        for form in self._formats:
+            try:
+                found.append(self._speedup(self.best.onnx, made.onnx, form))
+            except (MinicarloError, RuntimeError):
+                return 0.0, False
+            if found[-1].value + found[-1].spread < 1:
+                break
         mean = math.exp(sum(math.log(each.value) for each in found) / len(found))
-        return mean, mean > WORTH and all(each.value - each.spread > 1 for each in found)
+        slower = any(each.value + each.spread < 1 for each in found)
+        return mean, mean > WORTH and not slower and any(each.value - each.spread > 1 for each in found)
 
     def _speedup(self, before: bytes, after: bytes, form: str) -> Speedup:
         pair = (self._compile(before, form), self._compile(after, form))
@@ -282,7 +319,13 @@ class _Search:
         key = (_digest(onnx), form)
         if key not in self._compiled:
             surrogate = dataclasses.replace(self._surrogate, onnx=onnx)
-            self._compiled[key] = compile_surrogate(surrogate, form, batch=BATCH, streams=usable_cores())
+            streams = usable_cores()
+            if form == "int8":
+                quantizer = surrogate_quantizer(surrogate, EVENTS)
+                planned = quantizer.apply(Plan.uniform(quantizer.layers, "int8"))
+                self._compiled[key] = compile_planned(planned, batch=BATCH, streams=streams)
+            else:
+                self._compiled[key] = compile_surrogate(surrogate, form, batch=BATCH, streams=streams)
         return self._compiled[key]
 
     def _audit(self, graph: Graph) -> dict[str, tuple[str, ...]]:
