@@ -1,13 +1,13 @@
 """Fast convolution: fewer multiplications for large kernels, by evaluating polynomials where that is well conditioned.
 
-A convolution of a line is a product of polynomials: evaluated at enough points, one product per point. Transposing the algorithm for
-the full product gives the one for `m` outputs of a kernel of `r` taps from `m + r - 1` inputs, y = A[(G g) (B x)] with constant
-matrices A, B, G (S. Winograd, Arithmetic complexity of computations, SIAM 1980). The usual points 0, 1, -1, 2, ... lose the
-digits of float32 beyond a handful; roots of unity, zero and infinity lose none. Those that are complex come in conjugated pairs, three
-real products for two points (Gauss). Axes follow one another, and the sum over channels stays between the points and the outputs: per
-point one matrix product of all tiles with the channels (A. Lavin and S. Gray, Fast algorithms for convolutional neural networks,
-https://arxiv.org/abs/1509.09308; M. Mathieu et al., Fast training of convolutional networks through FFTs,
-https://arxiv.org/abs/1312.5851).
+A convolution of a line is a product of polynomials: evaluated at enough points, one product per point. Transposing the algorithm
+for the full product gives the one for `m` outputs of a kernel of `r` taps from `m + r - 1` inputs, y = A[(G g) (B x)] with
+constant matrices A, B, G (S. Winograd, Arithmetic complexity of computations, SIAM 1980). The usual points 0, 1, -1, 2, ...
+lose the digits of float32 beyond a handful; roots of unity, zero and infinity lose none. Those that are complex come in
+conjugated pairs, three real products for two points (Gauss). Axes follow one another, and the sum over channels stays between
+the points and the outputs: per point one matrix product of all tiles with the channels (A. Lavin and S. Gray, Fast algorithms
+for convolutional neural networks, https://arxiv.org/abs/1509.09308; M. Mathieu et al., Fast training of convolutional networks
+through FFTs, https://arxiv.org/abs/1312.5851).
 
 A kernel of 8 x 8 then takes 4 multiply-accumulates per output and pair of channels instead of 64.
 """
