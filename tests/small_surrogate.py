@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from minicarlo.graph.fast import make_fast
+from minicarlo.graph.model import Graph
 from minicarlo.surrogate import Surrogate, save_surrogate
 
 LATENT_SIZE = 16
@@ -112,3 +115,11 @@ def make_small_surrogate(path: Path, seed: int = 0, width: int = 16) -> Surrogat
         readout_threshold_mev=THRESHOLD_MEV,
         training={"note": "random weights, for tests"},
     )
+
+
+def with_fast_convolutions(surrogate: Surrogate, *layers: str) -> Surrogate:
+    """The surrogate, in memory, with `layers` as fast convolutions, whether or not that pays."""
+    graph = Graph(surrogate.onnx)
+    for layer in layers:
+        assert make_fast(graph, layer)
+    return dataclasses.replace(surrogate, onnx=graph.serialise())

@@ -21,7 +21,7 @@ from minicarlo.generation.settings import available_precisions
 from minicarlo.graph.verify import ROUNDING, deviation
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
-from small_surrogate import LATENT_SIZE, LAYERS, THRESHOLD_MEV, make_small_surrogate, small_onnx
+from small_surrogate import LATENT_SIZE, LAYERS, THRESHOLD_MEV, make_small_surrogate, small_onnx, with_fast_convolutions
 
 COUNT = 70
 ENERGY = EnergyDistribution.parse("1GeV:100GeV:log").sample(3, 0, COUNT)
@@ -52,6 +52,15 @@ def test_showers_are_those_of_openvino_up_to_rounding(engine, small, latent, exp
     found = compile_surrogate(small, engine=engine, batch=batch).run(latent, ENERGY)
     assert np.count_nonzero(expected) > 1000
     assert deviation(expected, found, THRESHOLD_MEV) < ROUNDING
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_fast_convolutions_give_the_same_showers(engine, small, latent, expected, batch):
+    fast = with_fast_convolutions(small, "shape.conv2", "shape.conv3")
+    compiled = compile_surrogate(fast, engine=engine, batch=batch)
+    assert deviation(expected, compiled.run(latent, ENERGY), THRESHOLD_MEV) < ROUNDING
+    report = compiled.precision_report()
+    assert set(LAYERS) < set(report) and set(report.values()) == {"fp32"}
 
 
 def test_the_shipped_surrogate_gives_the_same_showers(engine):

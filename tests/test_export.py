@@ -25,7 +25,7 @@ from minicarlo.precision.portable import TOLERANCE, export_qdq
 from minicarlo.precision.scheme import Scheme
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
-from small_surrogate import LAYERS, make_small_surrogate
+from small_surrogate import LAYERS, make_small_surrogate, with_fast_convolutions
 
 PORTABLE = {name: Scheme(half_range=True) for name in LAYERS}  # so that no kernel saturates, on whatever processor
 
@@ -124,6 +124,18 @@ def test_scales_and_integers_are_those_of_the_tuned_model(tuned, exported):
     # the two products of latents and condition, quantised apart, have the same weights as float32 numbers
     assert len(written) == len(stored) - 2
     assert {(value.size, np.abs(value).sum()) for value in written} <= {(value.size, np.abs(value).sum()) for value in stored}
+
+
+def test_a_plan_with_fast_convolutions_is_written_to_the_same_values(tmp_path):
+    plain = make_small_surrogate(tmp_path / "plain")
+    fast = with_fast_convolutions(plain, "shape.conv2")
+    planned = surrogate_quantizer(fast, 64).apply(Plan.of(dict.fromkeys(LAYERS, "int8")).with_schemes(PORTABLE))
+    latent, energy = events(plain, 16)
+    inputs = {"latent": latent, "incident_energy": energy[:, None]}
+    expected = planned.compile({"latent": (16, 16), "incident_energy": (16, 1)}).run(inputs)["showers"]
+    written = to_onnx(read_ir(planned.xml, planned.weights), "fast")
+    session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
+    assert distance(session.run(["showers"], inputs)[0], expected) < TOLERANCE
 
 
 @settings(max_examples=8, deadline=None)

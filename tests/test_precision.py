@@ -18,7 +18,7 @@ from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.plan import Layer, estimated_speedup, int8_share
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import save_surrogate
-from small_surrogate import LAYERS, make_small_surrogate
+from small_surrogate import LAYERS, make_small_surrogate, with_fast_convolutions
 
 HASH = "noise.project"
 
@@ -165,6 +165,18 @@ def test_int8_showers_stay_close_to_fp32_and_are_not_the_same(small, quantizer):
     int8 = compile_planned(quantizer.apply(Plan.uniform(quantizer.layers, "int8"))).run(latent, energy)
     difference = np.abs(int8 - reference).sum() / reference.sum()
     assert 1e-4 < difference < 0.05  # eight bits: a per cent or so
+
+
+def test_products_of_a_fast_convolution_stay_float32_where_all_is_int8(small):
+    quantizer = surrogate_quantizer(with_fast_convolutions(small, "shape.conv2"), 64)
+    assert [layer.name for layer in quantizer.layers] == list(LAYERS)
+    assert quantizer.quantised("shape.conv2") is None
+    planned = compile_planned(quantizer.apply(Plan.uniform(quantizer.layers, "int8")))
+    report = {name: form for name, form in planned.precision_report().items() if name in LAYERS}
+    assert report == {name: "fp32" if name == "shape.conv2" else "int8" for name in LAYERS}
+    latent, energy = inputs(small)
+    reference = compile_surrogate(small).run(latent, energy)
+    assert np.abs(planned.run(latent, energy) - reference).sum() < 0.05 * reference.sum()
 
 
 def test_only_planned_layers_are_quantised(delicate):

@@ -38,6 +38,9 @@ Progress = Callable[[int, int], None]
 WORTH = 1.02
 """How much faster a graph must be to take the place of another."""
 
+SLOWER = 0.95
+"""How much slower it may be in one format if it is faster in the mean of all."""
+
 EVENTS = 64
 BATCH = 32
 
@@ -295,7 +298,7 @@ class _Search:
         return _Candidate(recipe, graph, onnx, difference, self._audit(graph))
 
     def _gain(self, made: _Candidate) -> tuple[float, bool]:
-        """How much faster than the best so far, and whether that is sure: in no format slower, beyond the scatter of windows."""
+        """How much faster than the best so far in the mean of the formats, and whether that is sure beyond the scatter."""
         if self._objective == "macs":
             ratio = multiply_accumulates(self.best.graph) / max(multiply_accumulates(made.graph), 1)
             return ratio, ratio > WORTH
@@ -305,10 +308,10 @@ class _Search:
                 found.append(self._speedup(self.best.onnx, made.onnx, form))
             except (MinicarloError, RuntimeError):
                 return 0.0, False
-            if found[-1].value + found[-1].spread < 1:
+            if found[-1].value + found[-1].spread < SLOWER:
                 break
         mean = math.exp(sum(math.log(each.value) for each in found) / len(found))
-        slower = any(each.value + each.spread < 1 for each in found)
+        slower = any(each.value + each.spread < SLOWER for each in found)
         return mean, mean > WORTH and not slower and any(each.value - each.spread > 1 for each in found)
 
     def _speedup(self, before: bytes, after: bytes, form: str) -> Speedup:
