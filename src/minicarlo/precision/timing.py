@@ -35,13 +35,13 @@ def interleaved(
     """Time two passes over the same events, one after the other in each window, for about `seconds` in all.
 
     What else the machine does then slows both alike. The order within a window alternates. Passes that take long have fewer
-    windows, three at least. Another `meter` than a clock measures what else a pass uses, such as energy.
+    windows, five at least. Another `meter` than a clock measures what else a pass uses, such as energy.
     """
     pair = (reference, candidate)
     for each in pair:
         _spent(each, 1, time.perf_counter)
     once = [max(_spent(each, 1, time.perf_counter), 1e-6) for each in pair]
-    windows = min(windows, max(3, round(seconds / sum(once))))
+    windows = min(windows, max(5, round(seconds / sum(once))))
     repeats = [max(1, round(seconds / (2 * windows) / each)) for each in once]
     ratios = []
     for window in range(windows):
