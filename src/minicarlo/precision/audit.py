@@ -3,8 +3,8 @@
 Some low-precision kernels are simply wrong and do not say so: oneDNN's on AMX for convolutions with few input channels, and all
 int8 kernels on processors without VNNI, where sums of two products saturate at 16 bits (unless weights use half of their range:
 this is tried, too). A layer is run alone, in the batch that
-is used, on the values that really reach it, and compared with float32 arithmetic on the same rounded numbers: for int8 those
-that its ranges and integer weights stand for, for bf16 the nearest ones.
+is used, on the values that really reach it, rounded to the numbers of its format, and compared with float32 arithmetic on the
+same numbers: for int8 those that its ranges and integer weights stand for, for bf16 the nearest ones.
 What is left between the two is the order of sums and the rounding of the output, whatever the precision costs the physics.
 """
 
@@ -194,7 +194,7 @@ def _check(
     if ran != form:
         return KernelCheck(layer, form, ran, kernel, None, False)
     expected = output(compiled(with_weights(single, operation, weights, bias), "f32", values.shape), rounded)
-    error = relative_error(expected, output(network, values))
+    error = relative_error(expected, output(network, rounded))  # of values between two numbers each may take another one
     return KernelCheck(layer, form, ran, kernel, error, error > WRONG[form])
 
 
