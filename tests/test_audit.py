@@ -83,6 +83,14 @@ def test_any_onnx_file_is_audited_with_unit_normal_inputs_or_given_ones(network,
     assert not audit(network, inputs=tmp_path / "x.npz", formats=("int8",)).wrong
 
 
+def test_values_half_way_between_two_integers_are_not_taken_for_wrong_kernels(network, tmp_path):
+    """Which of the two the runtime takes is a matter of rounding; half of these inputs are such values."""
+    values = (np.random.default_rng(1).integers(0, 511, (256, 3, 8, 8)) - 152) / 777  # zero is the integer 76
+    np.savez(tmp_path / "x.npz", x=values)
+    first = next(check for check in audit(network, inputs=tmp_path / "x.npz", formats=("int8",)).checks if check.layer == "a")
+    assert (first.half_range if first.wrong else first.error) < 1e-5
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the kernels without VNNI are those of x86")
 def test_int8_kernels_that_saturate_are_named_and_the_exit_code_is_one():
     """Held to AVX2, oneDNN adds pairs of products in 16 bits: these kernels are really wrong wherever the sums are large."""
