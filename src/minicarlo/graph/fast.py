@@ -33,6 +33,7 @@ LARGEST = 2**22
 """Weights that a fast convolution may have: 16 MiB in float32."""
 
 MOST_TILES = 8
+"""Of an axis: more overlap more than they save."""
 
 LONGEST = 256
 """Cells of an axis, beyond which other ways are better and matrices large."""
@@ -61,10 +62,14 @@ class Tiled:
         return self.tiles * int(self.after.shape[0])
 
     @property
-    def stays(self) -> tuple[bool, bool]:
-        """Whether `before` and `after` change nothing: one tap, and for `before` no padding."""
-        single = self.weights.shape[1] == 1
-        return single and self.before.shape[0] == self.before.shape[1] == self.outputs, single
+    def taken_as_is(self) -> bool:
+        """Whether `before` changes nothing: one tap and no padding."""
+        return self.given_as_is and self.before.shape[0] == self.before.shape[1] == self.outputs
+
+    @property
+    def given_as_is(self) -> bool:
+        """Whether `after` changes nothing: one tap."""
+        return bool(self.weights.shape[1] == 1)
 
 
 @dataclass(frozen=True)
@@ -89,14 +94,14 @@ class Fast:
         for place in reversed(range(len(self.axes))):
             axis = self.axes[place]
             before = math.prod(each.before.shape[1] for each in self.axes[:place])
-            if not axis.stays[0]:
+            if not axis.taken_as_is:
                 total += before * axis.before.size * done * inputs
             done *= axis.tiles * axis.points
         done = 1  # cells of the axes behind, already outputs
         for place in reversed(range(len(self.axes))):
             axis = self.axes[place]
             before = math.prod(each.tiles * each.points for each in self.axes[:place])
-            if not axis.stays[1]:
+            if not axis.given_as_is:
                 total += before * axis.tiles * axis.after.size * done * outputs
             done *= axis.computed
         return total
@@ -192,7 +197,7 @@ class _Writer:
         channels = behind = self._fast.channels[0]
         value = self._turned(value, [0, *range(2, 2 + self._rank), 1], "last")
         for axis in reversed(self._fast.axes):
-            if not axis.stays[0]:
+            if not axis.taken_as_is:
                 value = self._times(axis.before, self._shaped(value, -1, axis.before.shape[1], behind), "before")
             behind *= axis.tiles * axis.points
         value = self._moved(value, self._by_cell, self._by_point, channels, "points")
@@ -204,7 +209,7 @@ class _Writer:
         axes, bias = self._fast.axes, self._fast.convolution.bias
         value = self._moved(value, self._by_point, self._by_cell, channels, "tiles")
         for axis in reversed(axes):
-            if not axis.stays[1]:
+            if not axis.given_as_is:
                 value = self._times(axis.after, self._shaped(value, -1, axis.points, behind), "after")
             behind *= axis.computed
         value = self._shaped(value, -1, *(axis.computed for axis in axes), channels)
