@@ -296,7 +296,7 @@ def test_without_a_network_the_error_says_so(server, data, tmp_path):
 def test_two_downloads_never_write_the_same_archive_at_once(server, data, tmp_path):
     server.bytes_per_second = 10**6
     process = start(data, tmp_path, server)
-    while not list(tmp_path.iterdir()):
+    while not any(path.stat().st_size for path in tmp_path.iterdir()):  # what has bytes is locked
         assert process.poll() is None
         time.sleep(0.005)
     try:
