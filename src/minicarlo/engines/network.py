@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Key
 from minicarlo.engines.openvino import (
+    AS_PLANNED,
     EMULATION,
     InferencePrecision,
     _core,
@@ -68,6 +69,7 @@ class OpenVinoNetwork(RuntimeAccount):
             "INFERENCE_NUM_THREADS": streams * threads,
             "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
             "PERF_COUNT": profile,
+            **AS_PLANNED,
         } | (EMULATION if emulate else {})
         self._compiled = _core().compile_model(model, "CPU", properties)
         self._inputs = {name: self._compiled.input(name) for name in shapes}

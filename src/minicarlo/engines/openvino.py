@@ -38,6 +38,9 @@ _ELEMENTWISE = {
     "Swish",
     "Tanh",
 }
+AS_PLANNED = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+"""Else OpenVINO rounds the inputs of a dense layer with small weights to 8 bits, and still reports float32."""
+
 EMULATION = {"LP_TRANSFORMS_MODE": False}
 """Has OpenVINO compute what is int8 in a model in float32, on the same rounded numbers: what right kernels agree with."""
 
@@ -192,7 +195,7 @@ class OpenVinoGenerator(RuntimeAccount, CompiledGenerator):
             "PERF_COUNT": profile,
         }
         if device == "CPU":  # pinned, every process would sit on the same first cores
-            properties |= {"INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False}
+            properties |= {"INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False} | AS_PLANNED
         if emulate:
             properties |= EMULATION
         self._compiled = _core().compile_model(model, device, properties)

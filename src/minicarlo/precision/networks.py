@@ -150,7 +150,8 @@ class NetworkSubject:
 
 ```python
 import openvino
-model = openvino.Core().compile_model("model.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "{planned.inference_precision}"}})
+how = {{"INFERENCE_PRECISION_HINT": "{planned.inference_precision}", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}}
+model = openvino.Core().compile_model("model.xml", "CPU", how)
 outputs = model(inputs)  # a dictionary; the batch that was tuned: {shapes}
 ```
 
