@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from minicarlo.engines.base import PrecisionReport
+from minicarlo.graph.fast import PART as FAST_PART
 
 if TYPE_CHECKING:
     import openvino
@@ -92,11 +93,12 @@ def mac_layers(model: openvino.Model) -> dict[str, str]:
 
     OpenVINO splits an ONNX `Conv` or `Gemm` with a bias into `NAME/WithoutBiases` and `NAME`: the layer's name is NAME. Of a
     `ConvTranspose` with a bias only the sum has that name, and the rest a number that is another one each time it is read.
+    The matrices of a fast convolution (`minicarlo.graph.fast`) are no layers: they belong to its products.
     """
     found = {}
     for op in model.get_ordered_ops():
         kind, name = op.get_type_name(), op.get_friendly_name()
-        if kind in _MAC_OPERATORS:
+        if kind in _MAC_OPERATORS and FAST_PART not in name:
             numbered = re.fullmatch(rf"{kind}_\d+", name)
             found[name] = (_sum_after(op) if numbered else None) or name.removesuffix("/WithoutBiases")
     return found

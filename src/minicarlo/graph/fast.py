@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from minicarlo.graph.convolution import Convolution, plain_convolution
 from minicarlo.graph.model import Constant, Graph
@@ -37,6 +38,9 @@ MOST_TILES = 8
 
 LONGEST = 256
 """Cells of an axis, beyond which other ways are better and matrices large."""
+
+PART = "/fast/"
+"""In the names of all that stands around the products of a layer: LAYER/fast/before."""
 
 Matrix = NDArray[np.float64]
 
@@ -150,12 +154,35 @@ def _products(roots: int) -> int:
 
 def fast_layers(graph: Graph) -> list[NodeProto]:
     """Convolutions that take fewer multiply-accumulates this way."""
-    found = []
-    for node in graph.nodes:
-        fast = _fast(graph, node)
-        if fast is not None and fast.macs < WORTH * fast.convolution.weights.size * math.prod(graph.shapes[node.output[0]][2:]):
-            found.append(node)
-    return found
+    return [node for node in graph.nodes if _saves(graph, _fast(graph, node), node)]
+
+
+def fast_alone(name: str, weights: Constant, begins: Sequence[int], ends: Sequence[int], grid: Sequence[int]) -> bytes | None:
+    """An ONNX model that is one fast convolution without bias: "values" (events, in, *grid) to "result".
+
+    `weights` are (out, in, *kernel), `begins` and `ends` the zeros around `grid`. None when it takes no fewer
+    multiply-accumulates that way.
+    """
+    outputs, inputs, *kernel = weights.shape
+    sizes = [sum(each) + 1 for each in zip(grid, begins, ends, (-taps for taps in kernel), strict=True)]
+    if min(sizes) < 1:
+        return None
+    node = helper.make_node(
+        "Conv", ["values", "weights"], ["result"], name=name, kernel_shape=kernel, pads=[*begins, *ends], auto_pad="NOTSET"
+    )
+    given, made = (
+        helper.make_tensor_value_info(port, TensorProto.FLOAT, ["events", *shape])
+        for port, shape in (("values", [inputs, *grid]), ("result", [outputs, *sizes]))
+    )
+    constant = numpy_helper.from_array(np.ascontiguousarray(weights, np.float32), "weights")
+    model = helper.make_model(
+        helper.make_graph([node], "fast", [given], [made], [constant]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    graph = Graph(model.SerializeToString())
+    if not _saves(graph, _fast(graph, graph.nodes[0]), graph.nodes[0]):
+        return None
+    make_fast(graph, name)
+    return graph.serialise()
 
 
 def make_fast(graph: Graph, layer: str) -> bool:
@@ -221,14 +248,14 @@ class _Writer:
         return self._turned(value, [0, 1 + self._rank, *range(1, 1 + self._rank)], "first")
 
     def _made(self, operator: str, part: str, value: str, *constants: Constant) -> str:
-        given = [self._graph.constant(each, f"{self._name}/{part}") for each in constants]
-        return self._graph.add(operator, [value, *given], f"{self._name}/{part}")
+        given = [self._graph.constant(each, f"{self._name}{PART}{part}") for each in constants]
+        return self._graph.add(operator, [value, *given], f"{self._name}{PART}{part}")
 
     def _shaped(self, value: str, *shape: int) -> str:
         return self._made("Reshape", "reshape", value, np.array(shape))
 
     def _turned(self, value: str, order: list[int], part: str) -> str:
-        return self._graph.add("Transpose", [value], f"{self._name}/{part}", perm=order)
+        return self._graph.add("Transpose", [value], f"{self._name}{PART}{part}", perm=order)
 
     def _moved(self, value: str, axes: list[str], wanted: list[str], channels: int, part: str) -> str:
         """Bring axes in the order `wanted`; those of length one are left out."""
@@ -239,8 +266,8 @@ class _Writer:
 
     def _times(self, matrix: Matrix, value: str, part: str) -> str:
         kind = self._fast.convolution.weights.dtype
-        name = self._graph.constant(matrix.astype(kind), f"{self._name}/{part}")
-        return self._graph.add("MatMul", [name, value], f"{self._name}/{part}")
+        name = self._graph.constant(matrix.astype(kind), f"{self._name}{PART}{part}")
+        return self._graph.add("MatMul", [name, value], f"{self._name}{PART}{part}")
 
 
 def _at_points(fast: Fast) -> Matrix:
@@ -252,6 +279,11 @@ def _at_points(fast: Fast) -> Matrix:
     given = fast.convolution.weights.astype(np.float64)
     made: Matrix = np.einsum(f"oi{kernel},{sums}->{points}io", given, *taken, optimize=True)
     return np.ascontiguousarray(made.reshape(-1, *fast.channels))
+
+
+def _saves(graph: Graph, fast: Fast | None, node: NodeProto) -> bool:
+    """Whether a convolution takes clearly fewer multiply-accumulates as a fast one."""
+    return fast is not None and fast.macs < WORTH * fast.convolution.weights.size * math.prod(graph.shapes[node.output[0]][2:])
 
 
 def _fast(graph: Graph, node: NodeProto) -> Fast | None:

@@ -143,7 +143,7 @@ def _drop_turn(graph: Graph, node: NodeProto) -> bool:
         graph.replace(node.output[0], node.input[0])
         return True
     moved = [axis for axis in perm if axis == 0 or shape[axis] != 1]
-    if shape[:1] != (1,) or moved != sorted(moved):  # where the batch is not the first axis, it is one of length one
+    if perm[0] != 0 or shape[:1] != (1,) or moved != sorted(moved):  # elsewhere the batch, too, is an axis of length one
         return False
     target = graph.constant(np.array([-1, *graph.shapes[node.output[0]][1:]]), f"{node.name}/shape")
     _become(graph, node, "Reshape", [node.input[0], target])

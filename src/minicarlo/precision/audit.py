@@ -10,7 +10,6 @@ What is left between the two is the order of sums and the rounding of the output
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from minicarlo.precision.layer import (
     int8_alone,
     operation_of,
     output,
+    relative_error,
     weights_of,
     with_weights,
 )
@@ -158,15 +158,6 @@ def all_int8(quantizer: Quantizer) -> Plan:
     return Plan.uniform(quantizer.layers, "int8").with_schemes(
         {check.layer: Scheme(half_range=True) for check in checks if check.mended}
     )
-
-
-def relative_error(expected: Array, found: Array) -> float:
-    """Root mean square difference over the root mean square of `expected`; infinite where something is not finite."""
-    if not np.all(np.isfinite(found)):
-        return math.inf
-    difference = np.linalg.norm(np.subtract(found, expected, dtype=np.float64))
-    size = np.linalg.norm(expected.astype(np.float64))
-    return float(difference / size) if size > 0 else float(difference > 0)
 
 
 def _check(

@@ -8,6 +8,7 @@ from minicarlo.engines import usable_cores
 from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.precision.energy import EnergyMeter, settled
 from minicarlo.precision.judge import Judge
+from minicarlo.precision.layer import relative_error
 from minicarlo.precision.plan import Plan
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.subject import Subject
@@ -39,6 +40,12 @@ class Evaluation(Judge):
         plan = Plan.uniform(self._quantizer.layers, "fp32").with_formats(dict.fromkeys(layers, "int8"))
         network = self._quantizer.apply(plan).compile(self.shapes, streams=usable_cores(), emulate=True)
         return self.probe(network)[1]
+
+    def difference(self, expected: OpenVinoNetwork, found: OpenVinoNetwork) -> float:
+        """The largest relative difference (root mean square) of an output of two networks on one batch."""
+        inputs = self._subject.events("search", 0, min(self._batch, self._subject.most_events))
+        outputs, others = (each.run(inputs) for each in (expected, found))
+        return max(relative_error(values, others[name]) for name, values in outputs.items())
 
     def layer_seconds(self, plan: Plan, *, single: bool = False) -> dict[str, float]:
         """Time of each layer in one batch of a plan, on one core; with `single`, in one event."""

@@ -32,6 +32,7 @@ class History:
         self.times: dict[tuple[str, str], dict[str, float]] = {}
         self.wrong_kernels: list[dict[str, Any]] | None = None
         self.smooth: bool | None = None
+        self.fast: dict[str, tuple[str, ...]] | None = None
         header = {"kind": "request", **request}
         lines = _complete_lines(path)
         if lines and _parse(lines[0]) == _parse(_line(header)):
@@ -68,6 +69,11 @@ class History:
         self.smooth = taken
         self._append({"kind": "smoothing", "taken": taken, "plain": plain, "smooth": smooth})
 
+    def add_fast(self, layers: Mapping[str, tuple[str, ...]]) -> None:
+        """Keep which layers are fast convolutions, by format."""
+        self.fast = dict(layers)
+        self._append({"kind": "fast", "layers": {form: list(names) for form, names in layers.items()}})
+
     def content(self) -> bytes:
         """The file as it is."""
         return self.path.read_bytes()
@@ -94,13 +100,15 @@ class History:
                 self.times[entry["objective"], entry["format"]] = _numbers(entry["seconds"])
             elif entry.get("kind") == "smoothing":
                 self.smooth = bool(entry["taken"])
+            elif entry.get("kind") == "fast":
+                self.fast = {str(form): tuple(map(str, names)) for form, names in entry["layers"].items()}
             elif entry.get("kind") == "audit":
                 if any(set(check) - _CHECK for check in entry["wrong"]):
                     return False
                 self.wrong_kernels = [{**check} for check in entry["wrong"]]
         except (AttributeError, KeyError, TypeError, ValueError, TuningError):
             return False
-        return entry.get("kind") in ("trial", "sensitivity", "times", "smoothing", "audit")
+        return entry.get("kind") in ("trial", "sensitivity", "times", "smoothing", "fast", "audit")
 
     def _rewrite(self, lines: list[str]) -> None:
         try:

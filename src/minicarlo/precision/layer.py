@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,15 @@ def output(network: OpenVinoNetwork, values: Array) -> Array:
     """What a layer alone makes of `values`."""
     made: Array = next(iter(network.run({"values": values}).values()))
     return made
+
+
+def relative_error(expected: Array, found: Array) -> float:
+    """Root mean square difference over the root mean square of `expected`; infinite where something is not finite."""
+    if not np.all(np.isfinite(found)):
+        return math.inf
+    difference = np.linalg.norm(np.subtract(found, expected, dtype=np.float64))
+    size = np.linalg.norm(expected.astype(np.float64))
+    return float(difference / size) if size > 0 else float(difference > 0)
 
 
 def weights_of(layer: openvino.Model, operation: str) -> Array:

@@ -4,6 +4,7 @@
 version: 1
 smooth: false              # whether channels are made smoother before int8 (`minicarlo.precision.smoothing`)
 rewrites: []               # of the graph, before anything else: kind and target of each (a surrogate's; see `minicarlo optimise`)
+fast: [shape.conv2]        # layers computed as fast convolutions (`minicarlo.precision.fast_layers`)
 layers:
   shape.conv1: int8        # every layer of the graph in graph order
   shape.conv2: fp32
@@ -23,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minicarlo.errors import TuningError
 from minicarlo.graph.recipe import Rewrite
+from minicarlo.precision.fast_layers import FORMATS as FAST_FORMATS
 from minicarlo.precision.plan import FORMATS, Layer, Plan
 from minicarlo.precision.scheme import Scheme
 
@@ -41,6 +43,7 @@ class _Content(BaseModel):
     version: Literal[1]
     smooth: bool = False
     rewrites: list[Rewrite] = []
+    fast: list[str] = []
     layers: Annotated[dict[str, str], Field(min_length=1)]
 
 
@@ -52,6 +55,7 @@ class PlanFile:
     rewrites: tuple[Rewrite, ...]
     layers: dict[str, str]
     smooth: bool = False
+    fast: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path | str) -> PlanFile:
@@ -73,7 +77,20 @@ class PlanFile:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the whole"
             raise TuningError(f"Plan {path}, field {field:.80}: {first['msg']:.200}.") from error
-        return cls(path, tuple(content.rewrites), content.layers, content.smooth)
+        return cls(path, tuple(content.rewrites), content.layers, content.smooth, tuple(content.fast))
+
+    def fast_layers(self, possible: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The fast convolutions by the format that the plan has for them, of those that are `possible`. Raises TuningError."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.fast:
+            form = self.layers.get(name, "").strip()
+            if name not in possible or form not in FAST_FORMATS:
+                raise TuningError(
+                    f"Plan {self.path}: layer {name!r:.80} in {form or 'no format'!r:.40} cannot be a fast convolution; "
+                    f"those that can, in {' or '.join(FAST_FORMATS)}, are {', '.join(possible) or 'none'}."
+                )
+            found[form] = (*found.get(form, ()), name)
+        return found
 
     def plan(self, layers: Sequence[Layer]) -> Plan:
         """The plan for a graph of these layers. Raises TuningError unless each has a known format and there are no others."""
@@ -101,7 +118,9 @@ class PlanFile:
         return Plan.of({name: forms[name] for name in names}).with_schemes(schemes)
 
 
-def plan_yaml(plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite], smooth: bool = False) -> bytes:
+def plan_yaml(
+    plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite], smooth: bool = False, fast: Sequence[str] = ()
+) -> bytes:
     """The plan file of `plan`: beside each layer stands its share of the multiply-accumulates."""
     total = sum(layer.macs for layer in layers) or 1
     schemes = dict(plan.schemes)
@@ -109,7 +128,6 @@ def plan_yaml(plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite], 
     entries = {layer.name: yaml.safe_dump({layer.name: texts[layer.name]}, allow_unicode=True).strip() for layer in layers}
     width = max(map(len, entries.values()))
     lines = [f"  {entries[layer.name]:{width}}  # {layer.macs / total:.1%} of the multiply-accumulates" for layer in layers]
-    head = yaml.safe_dump(
-        {"version": 1, "smooth": smooth, "rewrites": [asdict(rewrite) for rewrite in rewrites]}, sort_keys=False
-    )
+    done = {"rewrites": [asdict(rewrite) for rewrite in rewrites], "fast": list(fast)}
+    head = yaml.safe_dump({"version": 1, "smooth": smooth, **done}, sort_keys=False)
     return (_HEADER.format(formats=" or ".join(FORMATS)) + head + "layers:\n" + "\n".join(lines) + "\n").encode()

@@ -26,6 +26,7 @@ from minicarlo.engines.account import biases
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
 from minicarlo.errors import TuningError
 from minicarlo.models.network import name_layers
+from minicarlo.precision.fast_layers import Fast, candidates, with_fast
 from minicarlo.precision.ir import CARRIERS, HALF, mark_precise
 from minicarlo.precision.layer import Place, Values, corrected, operation_of
 from minicarlo.precision.plan import Layer, Plan
@@ -86,6 +87,8 @@ class Quantizer:
     With `smooth` the channels between layers are made smoother first (`minicarlo.precision.smoothing`), which changes float32 by
     rounding only; `smooth_groups` are the layers that this concerns.
 
+    `fast` says which layers are fast convolutions in which format (`minicarlo.precision.fast_layers`); none until it is set.
+
     Raises TuningError when the graph has no layer to plan.
     """
 
@@ -102,6 +105,7 @@ class Quantizer:
         self.smooth_groups = groups(self._model, self._names)
         if smooth:
             self._model = smoothed(self._model, self._names, batches[0])
+        self.fast: Fast = {}
         self._base: dict[bool, dict[str, QuantisedLayer]] = {}
         self._variants: dict[tuple[str, Scheme], QuantisedLayer] = {}
 
@@ -137,13 +141,29 @@ class Quantizer:
             model = transplant(self._model, self._names, {name: each for name, each in layers.items() if each is not None})
         forms = {operation: plan[layer] for operation, layer in self._names.items()}
         model = with_small_weights(model, {name: form for name, form in forms.items() if form in BITS})
+        around: dict[str, str] = {}
+        if parts := self._fast_parts(forms):
+            model, around = with_fast(model, parts)
         if plan.inference_precision != "f32":
             model = keep_biases_apart(model, {name for name, form in forms.items() if form not in ("int8", *HALF)})
         xml, weights = _serialise(model)
         if plan.inference_precision != "f32":
             formats = {operation: plan[layer] for operation, layer in (self._names | biases(self._model, self._names)).items()}
-            xml = mark_precise(xml, formats)
+            xml = mark_precise(xml, formats | {name: forms[operation] for name, operation in around.items()})
         return PlannedModel(xml, weights, plan.inference_precision)
+
+    @cached_property
+    def fast_candidates(self) -> dict[str, bytes]:
+        """By operation the fast convolution that may take its place."""
+        return candidates(self._model, self._names)
+
+    def fast_in(self, plan: Plan) -> tuple[str, ...]:
+        """The layers that are fast convolutions in a plan."""
+        return tuple(name for name, form in plan.items() if name in self.fast.get(form, ()))
+
+    def _fast_parts(self, forms: Mapping[str, str]) -> dict[str, bytes]:
+        wanted = {name for name, form in forms.items() if self._names[name] in self.fast.get(form, ())}
+        return {name: part for name, part in self.fast_candidates.items() if name in wanted} if wanted else {}
 
     def _calibrated(self, half_range: bool) -> dict[str, QuantisedLayer]:
         if half_range not in self._base:

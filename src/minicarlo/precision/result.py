@@ -30,8 +30,8 @@ class TuneResult:
     `floor` (two independent fp32 samples). `not_offered` are the formats that the processor lacks, with the reason, and
     `wrong_kernels` those kernels that compute something else: they were not offered to the search, or only with weights of half
     the range where these make them right (`half_range`). `schemes` says how int8 layers are quantised that are not in the usual
-    way, `smooth` whether channels were made smoother before. `speedup` is relative to fp32,
-    measured (or estimated from multiply-accumulates where nothing is timed); `measures` are the ratios to fp32 by objective.
+    way, `smooth` whether channels were made smoother before, `fast` which layers are fast convolutions. `speedup` is relative to
+    fp32, measured (or estimated from multiply-accumulates where nothing is timed); `measures` are the ratios to fp32 by objective.
     `candidates` are all trials that passed, with their measures; `front` marks those that no other beats in all objectives.
     `layers` is the table of `minicarlo.precision.table`: what each layer alone does to the criterion and costs.
     """
@@ -56,6 +56,7 @@ class TuneResult:
     not_offered: dict[str, str] = field(default_factory=dict)
     schemes: dict[str, str] = field(default_factory=dict)
     smooth: bool = False
+    fast: tuple[str, ...] = ()
     layers: tuple[dict[str, Any], ...] = ()
     history: tuple[Trial, ...] = field(default=(), repr=False)
 

@@ -22,7 +22,7 @@ from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogat
 from minicarlo.errors import InvalidSurrogate, MinicarloError, OutputError, TuningError
 from minicarlo.files import write_json
 from minicarlo.graph.model import Graph
-from minicarlo.graph.recipe import KINDS, Rewrite, multiply_accumulates, rewrites, rewritten
+from minicarlo.graph.recipe import KINDS, Kind, Rewrite, multiply_accumulates, rewrites, rewritten
 from minicarlo.graph.verify import ROUNDING, SingleLayer, deviation, single_layers, wrong_formats
 from minicarlo.precision.history import plain
 from minicarlo.precision.plan import Plan
@@ -40,6 +40,9 @@ WORTH = 1.02
 
 SLOWER = 0.95
 """How much slower it may be in one format if it is faster in the mean of all."""
+
+PLAIN = tuple(kind for kind in KINDS if kind != "fast")
+"""Rewrites that leave every layer one that can have any format."""
 
 EVENTS = 64
 BATCH = 32
@@ -111,6 +114,8 @@ def optimise(
 def fastest(surrogate: Surrogate, *, timing_seconds: float = 1.0) -> Surrogate:
     """`surrogate` with the fastest graph for its function, as `optimise` finds it: in memory, without its tuned model.
 
+    But without fast convolutions: whether a layer should be one depends on its format (`minicarlo.precision.fast_layers`).
+
     The surrogate itself when no rewrite pays, or when it comes from `optimise` on a machine like this one. What was found is
     remembered for this surrogate and machine, so that asking again gives the same bits at once.
     """
@@ -118,10 +123,10 @@ def fastest(surrogate: Surrogate, *, timing_seconds: float = 1.0) -> Surrogate:
     if known is not None and known.get("machine") == machine():
         return surrogate
     path = Path(platformdirs.user_cache_dir("minicarlo")) / "graphs.json"
-    key = hashlib.sha256(json.dumps([surrogate.hash, machine(), __version__, KINDS], sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([surrogate.hash, machine(), __version__, PLAIN], sort_keys=True).encode()).hexdigest()
     facts = _recall(path).get(key)
     if facts is None:
-        best, result = _find(surrogate, "time", timing_seconds, None)
+        best, result = _find(surrogate, "time", timing_seconds, None, PLAIN)
         facts = _facts(surrogate, best, result)
         with suppress(OSError, MinicarloError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,11 +174,15 @@ def _recall(path: Path) -> dict[str, Any]:
 
 
 def _find(
-    surrogate: Surrogate, objective: Literal["time", "macs"], timing_seconds: float, progress: Progress | None
+    surrogate: Surrogate,
+    objective: Literal["time", "macs"],
+    timing_seconds: float,
+    progress: Progress | None,
+    kinds: Sequence[Kind] = KINDS,
 ) -> tuple[_Candidate, OptimiseResult]:
     start = time.monotonic()
     search = _Search(surrogate, objective, timing_seconds, progress)
-    search.run()
+    search.run(kinds)
     best = search.best
     result = OptimiseResult(
         path="",
@@ -230,13 +239,13 @@ class _Search:
         self.original = Graph(surrogate.onnx)
         self.best = _Candidate([], self.original, surrogate.onnx, 0.0, self._audit(self.original))
 
-    def run(self) -> None:
-        """Try everything that is on offer."""
+    def run(self, kinds: Sequence[Kind]) -> None:
+        """Try everything of these kinds that is on offer."""
         normal = self._candidate([])
         if normal.deviation <= ROUNDING:
             self.best = normal
         tried: set[Rewrite] = set()
-        for kind in KINDS:
+        for kind in kinds:
             if kind == "axes" and self._objective == "macs" and not self.best.wrong_kernels:
                 continue  # an order saves no multiply-accumulates
             if kind == "fast" and self._objective == "macs":

@@ -21,7 +21,7 @@ from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.history import History, plain
 from minicarlo.precision.judge import Verdict
 from minicarlo.precision.objectives import Objectives, listed
-from minicarlo.precision.plan import Plan, int8_share
+from minicarlo.precision.plan import FORMATS, Plan, int8_share
 from minicarlo.precision.planfile import plan_yaml
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.remote import Probed, Workers
@@ -81,10 +81,19 @@ class Study:
         return self._history.wrong_kernels or []
 
     def offered(self, formats: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        """The formats that each layer may have: of `formats` those whose kernels are right, if only with half-range weights."""
+        """The formats that each layer may have.
+
+        Of `formats` those whose kernels are right, if only with half-range weights, and in which the layer is not slower than in
+        a format with more digits, in which it is a fast convolution.
+        """
         checks = (KernelCheck(**check) for check in self.wrong_kernels(formats))
-        wrong = {(check.layer, check.format) for check in checks if not check.mended}
-        return {layer.name: tuple(f for f in formats if (layer.name, f) not in wrong) for layer in self._quantizer.layers}
+        left_out = {(check.layer, check.format) for check in checks if not check.mended}
+        for fast, names in self._quantizer.fast.items():
+            if self._objectives.timed and fast in formats:
+                lower = [form for form in FORMATS[: FORMATS.index(fast)] if form in formats]
+                seconds = {form: self._objectives.layer_seconds(self._objectives.clock, form) for form in (*lower, fast)}
+                left_out |= {(name, form) for form in lower for name in names if seconds[form][name] >= seconds[fast][name]}
+        return {layer.name: tuple(f for f in formats if (layer.name, f) not in left_out) for layer in self._quantizer.layers}
 
     def probe_all(self, offered: Mapping[str, tuple[str, ...]]) -> None:
         """Measure what each layer does alone in each format, and its time; what is known is not measured again."""
@@ -308,6 +317,7 @@ class Study:
             not_offered=self._not_offered,
             schemes={name: str(scheme) for name, scheme in plan.schemes},
             smooth=self._quantizer.smooth,
+            fast=self._quantizer.fast_in(plan),
             layers=layer_table(self._quantizer.layers, plan, ran, self._history),
             history=tuple(self.trials),
         )
@@ -323,7 +333,9 @@ class Study:
         }
         kept = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
         speed = {"tuned_over_fp32": result.speedup, "machine": machine()} if self._objectives.timed else None
-        plan_file = plan_yaml(plan, self._quantizer.layers, self._subject.rewrites, self._quantizer.smooth)
+        plan_file = plan_yaml(
+            plan, self._quantizer.layers, self._subject.rewrites, self._quantizer.smooth, self._quantizer.fast_in(plan)
+        )
         self._subject.write(output, planned, kept | facts, self._history.content(), plan_file, speed)
 
 

@@ -18,6 +18,7 @@ from minicarlo.files import check_writable
 from minicarlo.models import Inputs
 from minicarlo.precision.budget import Budget, OutOfBudget
 from minicarlo.precision.evaluation import Evaluation
+from minicarlo.precision.fast_layers import choose_fast
 from minicarlo.precision.history import History
 from minicarlo.precision.losses import UserFunction
 from minicarlo.precision.objectives import TIMED, Objectives, check_measurable, parse_objectives
@@ -188,6 +189,15 @@ def tune(
     history = History(path, request)
     try:
         quantizer, evaluation = _prepared(subject, evaluation_events, history, smooth if "int8" in allowed else False)
+        if given is not None:
+            quantizer.fast = given.fast_layers([quantizer.operations[name] for name in quantizer.fast_candidates])
+        elif history.fast is not None:
+            quantizer.fast = history.fast
+        elif objectives[0] in TIMED:
+            single = objectives[0] == "latency"
+            history.add_fast(choose_fast(quantizer, evaluation, allowed, single=single, seconds=timing_seconds))
+        if quantizer.fast:
+            evaluation = Evaluation(subject, quantizer, events=evaluation_events)
         confirm = None
         if reference is not None and isinstance(subject, SurrogateSubject):
             confirm = partial(subject.against_monte_carlo, evaluation, path=Path(reference), tolerance=tolerance)
