@@ -7,7 +7,8 @@ surrogates of one's own, by path; a tuned one brings its plan. Contestants:
 
 - OpenVINO as its manual says: throughput hint, in f32 and in its own default precision; and with NNCF's post-training INT8;
 - ONNX Runtime in fp32 and statically quantised (QDQ, per channel); PyTorch eager and inductor, in fp32 and bf16;
-- ours: the rewritten graph in fp32, bf16, INT8 (rest fp32 or bf16), and tuned where the surrogate is.
+- ours: the rewritten graph in fp32, bf16, INT8 (rest fp32 or bf16), in each format with those layers as fast convolutions that
+  are faster so, in INT8 where that beats int8; and tuned where the surrogate is.
 
 Everybody gets the batch, streams and threads that a race over the same candidates finds. Then all run in turns: showers per
 second on all cores (medians of windows), milliseconds for one shower alone (in memory of its own where the engine has that), the
@@ -44,8 +45,11 @@ from minicarlo.files import write_json
 from minicarlo.generation.settings import Settings, deviation, latency, race, throughput
 from minicarlo.graph.model import Graph
 from minicarlo.graph.recipe import multiply_accumulates, rewritten
-from minicarlo.precision import Calibration, surrogate_quantizer
+from minicarlo.precision import Calibration, Plan, SurrogateSubject, get_criterion, surrogate_quantizer
 from minicarlo.precision.audit import all_int8
+from minicarlo.precision.evaluation import Evaluation
+from minicarlo.precision.fast_layers import choose_fast
+from minicarlo.precision.quantization import PlannedModel
 from minicarlo.precision.rewriting import fastest
 from minicarlo.surrogate import Surrogate, save_surrogate
 
@@ -166,6 +170,39 @@ def onnx_int8(surrogate: Surrogate, events: int, folder: Path) -> Path:
     return made
 
 
+class Planner:
+    """Plans for a surrogate, some of whose layers are fast convolutions in some formats if `fast`."""
+
+    def __init__(self, surrogate: Surrogate, events: int, *, fast: bool) -> None:
+        self.quantizer = surrogate_quantizer(surrogate, events)
+        self._formats = ("fp32", *(["bf16"] if has_bf16() else []))
+        self._macs = multiply_accumulates(Graph(surrogate.onnx))
+        criterion = get_criterion("fidelity", threshold_mev=surrogate.manifest.readout_threshold_mev, confidence=0.95, seed=1)
+        subject = SurrogateSubject(surrogate, criterion, calibration_events=events)
+        self._evaluation = Evaluation(subject, self.quantizer, events=100)
+        if fast:
+            choose_fast(self.quantizer, self._evaluation, self._formats)
+
+    def int8(self) -> Plan:
+        """Every layer in int8, but those that are faster as fast convolutions, with more digits."""
+        plan = all_int8(self.quantizer)
+        lowest = self._evaluation.layer_seconds(plan)
+        chosen: dict[str, str] = {}
+        for form in reversed(self._formats):
+            taken = self._evaluation.layer_seconds(Plan.uniform(self.quantizer.layers, form))
+            for name in self.quantizer.fast.get(form, ()):
+                if taken[name] < lowest[name]:
+                    chosen[name], lowest[name] = form, taken[name]
+        return plan.with_formats(chosen)
+
+    def macs(self, plan: Plan) -> int:
+        """Multiply-accumulates of a plan for one shower."""
+        layers = {layer.name: layer.macs for layer in self.quantizer.layers}
+        parts = {self.quantizer.operations[name]: part for name, part in self.quantizer.fast_candidates.items()}
+        fast = self.quantizer.fast_in(plan)
+        return self._macs + sum(multiply_accumulates(Graph(parts[name])) - layers[name] for name in fast)
+
+
 def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) -> list[Contestant]:
     """Everybody who can run here."""
     macs = multiply_accumulates(Graph(surrogate.onnx))
@@ -202,18 +239,21 @@ def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) ->
 
     graph = Graph(surrogate.onnx)
     faster = dataclasses.replace(surrogate, onnx=rewritten(graph, []).serialise(), tuned=None) if quick else fastest(surrogate)
-    macs = multiply_accumulates(Graph(faster.onnx))
-    for precision in ("fp32", *(["bf16"] if has_bf16() else [])):
-        found.append(engine_contestant(f"ours {precision.upper()}", faster, precision, "openvino", macs, ours=True))
-    quantizer = surrogate_quantizer(faster, events)
-    planned = quantizer.apply(all_int8(quantizer))
-    for rest in ("f32", *(["bf16"] if has_bf16() else [])):
+    planner = Planner(faster, events, fast=not quick)
+    rests: list[Any] = ["f32", *(["bf16"] if has_bf16() else [])]
+    plans: list[tuple[str, str, Plan, Any]] = [
+        (f"ours {form.upper()}", form, Plan.uniform(planner.quantizer.layers, form), rest)
+        for form, rest in zip(("fp32", "bf16"), rests, strict=False)
+    ]
+    plans += [(f"ours INT8, rest {rest}", "int8", planner.int8(), rest) for rest in rests]
+    for name, unit, plan, rest in plans:
+        planned = planner.quantizer.apply(plan)
 
-        def ours(settings: Settings, rest: Any = rest) -> CompiledGenerator:
+        def ours(settings: Settings, planned: PlannedModel = planned, rest: Any = rest) -> CompiledGenerator:
             with planned.on_disk() as path:
                 return compile_model(path, rest, batch=settings.batch, streams=settings.streams, threads=settings.threads)
 
-        found.append(Contestant(f"ours INT8, rest {rest}", "int8", ours, ours, macs, ours=True))
+        found.append(Contestant(name, unit, ours, ours, planner.macs(plan), ours=True))
     if surrogate.tuned is not None:
         macs = multiply_accumulates(Graph(surrogate.onnx))
         unit = "int8" if "int8" in surrogate.tuned.plan.ran.values() else default

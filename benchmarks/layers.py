@@ -2,10 +2,11 @@
 
     python benchmarks/layers.py [NETWORK] [--formats fp32,bf16,int8] [--batch 32] [--given] [--json FILE]
 
-NETWORK as in `engines.py`: gan3d, gan2d, shower2d, or the path of a surrogate; its graph is rewritten first, unless `--given`.
-One thread; times are the runtime's own, the least of five inferences; reorders count with the layer that asks for them, the
-matrices of a fast convolution with the convolution. The peak is that of one core (`peak.c`). Layers whose kernels saturate on
-this machine have weights of half the range. Run on a quiet machine.
+NETWORK as in `engines.py`: gan3d, gan2d, shower2d, or the path of a surrogate; its graph is rewritten first and layers become
+fast convolutions in the formats in which that is faster, unless `--given`. One thread; times are the runtime's own, the least of
+five inferences; reorders count with the layer that asks for them, the matrices of a fast convolution with the convolution. The
+peak is that of one core (`peak.c`). Layers whose kernels saturate on this machine have weights of half the range. Run on a quiet
+machine.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engines import UNITS, network, peaks
+from engines import UNITS, Planner, network, peaks
 
 from minicarlo.engines import has_bf16, machine
 from minicarlo.files import write_json
-from minicarlo.precision import Calibration, Plan, surrogate_quantizer
+from minicarlo.graph.model import Graph
+from minicarlo.graph.recipe import multiply_accumulates
+from minicarlo.precision import Calibration, Plan
 from minicarlo.precision.audit import all_int8
 from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.rewriting import fastest
@@ -35,13 +38,15 @@ def layers(surrogate: Surrogate, quantizer: Quantizer, form: str, batch: int, pe
     shapes = {name: array.shape for name, array in inputs.items()}
     compiled = quantizer.apply(plan).compile(shapes, profile=True)
     seconds, ran = compiled.layer_seconds(inputs, ROUNDS), compiled.precision_report()
+    parts = {quantizer.operations[name]: part for name, part in quantizer.fast_candidates.items()}
+    fast = {name: multiply_accumulates(Graph(part)) for name, part in parts.items()}
     rows = []
     for layer in quantizer.layers:
-        spent = sum(each for name, each in seconds.items() if name == layer.name or name.startswith(f"{layer.name}/"))
-        macs = layer.macs * batch
+        spent = seconds[layer.name]
+        macs = (fast[layer.name] if layer.name in quantizer.fast_in(plan) else layer.macs) * batch
         unit = next((name for name in UNITS.get(ran.get(layer.name, ""), ()) if name in peak), None)
         share = 2 * macs / spent / peak[unit] if unit and spent else None
-        found = {"layer": layer.name, "operation": layer.operation, "ran": ran.get(layer.name), "mega_macs": layer.macs / 1e6}
+        found = {"layer": layer.name, "operation": layer.operation, "ran": ran.get(layer.name), "mega_macs": macs / batch / 1e6}
         rows.append(found | {"microseconds": 1e6 * spent / batch, "share_of_peak": share})
     return rows
 
@@ -69,7 +74,7 @@ def main() -> None:
         peak = peaks(Path(name), 1, 1.0)
         surrogate = network(options.network, Path(name))
         surrogate = surrogate if options.given else fastest(surrogate)
-        quantizer = surrogate_quantizer(surrogate, 64)
+        quantizer = Planner(surrogate, 64, fast=not options.given).quantizer
     print("peak of a core: " + ", ".join(f"{unit} {value / 1e12:.2f} TOP/s" for unit, value in peak.items()), flush=True)
     results = {}
     for form in options.formats.split(","):

@@ -3,14 +3,15 @@
     python benchmarks/tuning.py [SURROGATE ...] [--digits FOLDER] [--tolerance T] [--only NAME ...] [--vnni] [--peers FOLDER]
                                 [--json FILE]
 
-For each surrogate, and for the GAN of `digits_gan.py`, two tables. The first has FP32, BF16, all INT8 and what `pareto` finds:
-speed, accuracy with interval, for surrogates CERN's figure against Monte Carlo events, share of the multiply-accumulates in
-int8. The second has the contestants: our strategies, NNCF's `quantize` and `quantize_with_accuracy_control`, ONNX Runtime's
-static quantisation (extra `dev`), and Intel Neural Compressor 2.6, the last version with the tuner of the article, which needs an
-environment of its own: `--peers FOLDER` makes it there and lets it take part. Each gets the same calibration events and at most
-`--trials` trials; accuracy is our criterion (largest relative change of any family of observables; for the digits the relative
-change in the L2 norm) on the same latents and on events that no contestant saw, with its 95 % interval; in the end all are timed
-in turns with FP32 of OpenVINO on all cores. `--vnni` holds all to the instructions of the article's processors: no AMX, no bf16.
+For each surrogate, and for the GAN of `digits_gan.py`, two tables. The first has FP32, BF16 and all INT8 of the graph as it is
+given, FP32 of the graph that `tune` makes of it, and what `pareto` finds: speed, accuracy with interval, for surrogates CERN's
+figure against Monte Carlo events, share of the multiply-accumulates in int8. The second has the contestants: our strategies,
+NNCF's `quantize` and `quantize_with_accuracy_control`, ONNX Runtime's static quantisation (extra `dev`), and Intel Neural
+Compressor 2.6, the last version with the tuner of the article, which needs an environment of its own: `--peers FOLDER` makes it
+there and lets it take part. Each gets the same calibration events and at most `--trials` trials; accuracy is our criterion
+(largest relative change of any family of observables; for the digits the relative change in the L2 norm) on the same latents and
+on events that no contestant saw, with its 95 % interval; in the end all are timed in turns with FP32 of OpenVINO on all cores.
+`--vnni` holds all to the instructions of the article's processors: no AMX, no bf16.
 Run on a quiet machine.
 """
 
@@ -112,10 +113,10 @@ class Contest:
         unseen = NetworkSubject(path, lambda first, last: digits_gan.inputs(first + UNSEEN, last + UNSEEN), loss)
         return cls(path, path, subject, unseen, settings | {"inputs": digits_gan.inputs})
 
-    def ours(self, strategy: str) -> Any:
+    def ours(self, strategy: str, **more: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, "out")
-            result = tune(self.tuned, output, strategy=strategy, seed=1, **self.settings)
+            result = tune(self.tuned, output, strategy=strategy, seed=1, **(self.settings | more))
             place = output / "tuned" if (output / "tuned").exists() else output
             xml, weights = ((place / name).read_bytes() for name in ("model.xml", "model.bin"))
             facts = json.loads((place / "plan.json").read_text())
@@ -299,7 +300,10 @@ def compare(contest: Contest, monte_carlo: Path, peers: Path | None, formats: tu
             name: lambda form=form: contest.uniform(form)  # type: ignore[misc]
             for name, form in (("FP32", "fp32"), ("BF16", "bf16"), ("all INT8", "int8"))
             if form in formats
-        } | {"tuned": lambda: contest.ours("pareto")}
+        } | {
+            "FP32, our graph": lambda: contest.ours("pareto", formats=("fp32",)),
+            "tuned": lambda: contest.ours("pareto"),
+        }
         made = {name: contest.format_row(make, monte_carlo) for name, make in makers.items()}
         speeds = contest.speeds({name: network for name, (network, _) in made.items()})
         report["formats"] = {name: row | speeds[name] for name, (_, row) in made.items()}

@@ -31,7 +31,8 @@ class TuneResult:
     `wrong_kernels` those kernels that compute something else: they were not offered to the search, or only with weights of half
     the range where these make them right (`half_range`). `schemes` says how int8 layers are quantised that are not in the usual
     way, `smooth` whether channels were made smoother before, `fast` which layers are fast convolutions. `speedup` is relative to
-    fp32, measured (or estimated from multiply-accumulates where nothing is timed); `measures` are the ratios to fp32 by objective.
+    fp32, measured (or estimated from multiply-accumulates where nothing is timed); `measures` are the ratios to fp32 by
+    objective.
     `candidates` are all trials that passed, with their measures; `front` marks those that no other beats in all objectives.
     `layers` is the table of `minicarlo.precision.table`: what each layer alone does to the criterion and costs.
     """
