@@ -139,7 +139,7 @@ class Contest:
             self.subject.model,
             batches,
             batches,
-            lambda compiled, _: (-self.loss(Wrapped(compiled)), None),
+            lambda compiled, _: (1 - self.loss(Wrapped(compiled)), None),  # it divides by that of fp32
             max_drop=self.tolerance,
             drop_type=nncf.DropType.ABSOLUTE,
             fast_bias_correction=False,
