@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
+import xml.etree.ElementTree as ElementTree
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -60,7 +62,8 @@ def _core() -> openvino.Core:
 def read_model(surrogate: Surrogate, precision: str = "fp32") -> tuple[openvino.Model, InferencePrecision]:
     """The OpenVINO model of `surrogate` for a precision, and the inference precision to compile it with.
 
-    Precisions: "fp32" (the reference), "bf16" (the reference, computed in bf16), "tuned". The model is read from the bytes that
+    Precisions: "fp32" (the reference), "bf16" (the reference, computed in bf16 but for layers of whose result only the residue is
+    used), "tuned". The model is read from the bytes that
     were verified, never from the disk again. Raises UnsupportedPrecision, InvalidSurrogate.
     """
     if precision not in ("fp32", "bf16", "tuned"):
@@ -72,7 +75,8 @@ def read_model(surrogate: Surrogate, precision: str = "fp32") -> tuple[openvino.
                     f"Surrogate {surrogate.path} has no tuned model. Run `minicarlo tune` first, or choose fp32 or bf16."
                 )
             return read_ir(surrogate.tuned.xml, surrogate.tuned.weights), surrogate.tuned.plan.inference_precision
-        return _core().read_model(surrogate.onnx), "f32" if precision == "fp32" else "bf16"
+        model = _core().read_model(surrogate.onnx)
+        return (model, "f32") if precision == "fp32" else (_keep_residues(model), "bf16")
     except RuntimeError as error:
         raise _unusable(surrogate, "read", precision, error) from error
 
@@ -366,6 +370,40 @@ def _keep_products_apart(model: openvino.Model) -> None:
         for user in users:
             user.replace_source_output(flat)
     model.validate_nodes_and_infer_types()
+
+
+def _keep_residues(model: openvino.Model) -> openvino.Model:
+    """`model` with float32 wherever something is rounded to whole numbers, back to the layer that makes it and once onwards.
+
+    What a phase of many periods leaves modulo one is noise in bf16, whose eight bits the periods use up. OpenVINO takes the mark
+    for that, `precise`, from a file only (see `minicarlo.precision.ir`).
+    """
+    import openvino
+
+    kept: set[str] = set()
+    for op in model.get_ordered_ops():
+        if op.get_type_name() not in ("Round", "Floor", "Ceiling"):
+            continue
+        chain = [op]
+        while chain[-1].get_type_name() in (*_ELEMENTWISE, "Round", "Floor", "Ceiling", "Reshape", "Squeeze", "Unsqueeze"):
+            chain.append(chain[-1].input_value(0).get_node())
+        readers = [target.get_node() for each in chain for target in each.output(0).get_target_inputs()]
+        kept |= {each.get_friendly_name() for each in (*chain, *readers)}
+    if not kept:
+        return model
+    with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
+        path = Path(folder, "model.xml")
+        openvino.save_model(model, path, compress_to_fp16=False)
+        tree = ElementTree.parse(path)
+        for layer in tree.iterfind("./layers/layer"):
+            if layer.get("name") in kept and layer.get("type") not in ("Const", "Parameter", "Result"):
+                info = layer.find("rt_info")
+                if info is None:
+                    info = ElementTree.Element("rt_info")
+                    layer.insert(0 if layer.find("data") is None else 1, info)
+                ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
+        tree.write(path)
+        return _core().read_model(path)
 
 
 def _check_sizes(model: openvino.Model, shapes: dict[str, Any]) -> None:
