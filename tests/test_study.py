@@ -38,7 +38,8 @@ def tuned(small, tmp_path_factory):
 def test_tune_finds_a_plan_that_passes_and_writes_a_surrogate_that_loads(tuned):
     result, output = tuned
     surrogate = Surrogate.load(output)
-    assert result.accepted and result.criterion["high"] <= result.criterion["tolerance"] and result.int8_share > 0.5
+    assert result.accepted and result.criterion["high"] <= result.criterion["tolerance"]
+    assert result.int8_share > 0.3 and result.speedup > 2  # by the estimate; where there is bf16, some layers have that
     assert surrogate.tuned.plan.plan == result.plan == result.ran == surrogate.tuned.plan.ran
     assert compile_surrogate(surrogate, "tuned").precision_report() == result.plan
     assert not list(output.parent.glob(".*")), "nothing of the search is left behind"
