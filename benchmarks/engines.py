@@ -195,12 +195,15 @@ class Planner:
                     chosen[name], lowest[name] = form, taken[name]
         return plan.with_formats(chosen)
 
+    def layer_macs(self, plan: Plan) -> dict[str, int]:
+        """Multiply-accumulates of each layer in a plan for one shower, the matrices of fast convolutions included."""
+        parts, fast = self.quantizer.fast_candidates, self.quantizer.fast_in(plan)
+        counted = {name: multiply_accumulates(Graph(parts[name])) for name in fast}
+        return {layer.name: counted.get(layer.name, layer.macs) for layer in self.quantizer.layers}
+
     def macs(self, plan: Plan) -> int:
         """Multiply-accumulates of a plan for one shower."""
-        layers = {layer.name: layer.macs for layer in self.quantizer.layers}
-        parts = {self.quantizer.operations[name]: part for name, part in self.quantizer.fast_candidates.items()}
-        fast = self.quantizer.fast_in(plan)
-        return self._macs + sum(multiply_accumulates(Graph(parts[name])) - layers[name] for name in fast)
+        return self._macs + sum(self.layer_macs(plan).values()) - sum(layer.macs for layer in self.quantizer.layers)
 
 
 def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) -> list[Contestant]:

@@ -20,30 +20,27 @@ from engines import UNITS, Planner, network, peaks
 
 from minicarlo.engines import has_bf16, machine
 from minicarlo.files import write_json
-from minicarlo.graph.model import Graph
-from minicarlo.graph.recipe import multiply_accumulates
 from minicarlo.precision import Calibration, Plan
 from minicarlo.precision.audit import all_int8
-from minicarlo.precision.quantization import Quantizer
 from minicarlo.precision.rewriting import fastest
 from minicarlo.surrogate import Surrogate
 
 ROUNDS = 5
 
 
-def layers(surrogate: Surrogate, quantizer: Quantizer, form: str, batch: int, peak: dict[str, float]) -> list[dict[str, Any]]:
+def layers(surrogate: Surrogate, planner: Planner, form: str, batch: int, peak: dict[str, float]) -> list[dict[str, Any]]:
     """A row for each layer."""
+    quantizer = planner.quantizer
     plan = all_int8(quantizer) if form == "int8" else Plan.uniform(quantizer.layers, form)
     inputs = Calibration.over_range(surrogate, batch, 1).batches()[0]
     shapes = {name: array.shape for name, array in inputs.items()}
     compiled = quantizer.apply(plan).compile(shapes, profile=True)
     seconds, ran = compiled.layer_seconds(inputs, ROUNDS), compiled.precision_report()
-    parts = {quantizer.operations[name]: part for name, part in quantizer.fast_candidates.items()}
-    fast = {name: multiply_accumulates(Graph(part)) for name, part in parts.items()}
+    counted = planner.layer_macs(plan)
     rows = []
     for layer in quantizer.layers:
         spent = seconds[layer.name]
-        macs = (fast[layer.name] if layer.name in quantizer.fast_in(plan) else layer.macs) * batch
+        macs = counted[layer.name] * batch
         unit = next((name for name in UNITS.get(ran.get(layer.name, ""), ()) if name in peak), None)
         share = 2 * macs / spent / peak[unit] if unit and spent else None
         found = {"layer": layer.name, "operation": layer.operation, "ran": ran.get(layer.name), "mega_macs": macs / batch / 1e6}
@@ -74,12 +71,12 @@ def main() -> None:
         peak = peaks(Path(name), 1, 1.0)
         surrogate = network(options.network, Path(name))
         surrogate = surrogate if options.given else fastest(surrogate)
-        quantizer = Planner(surrogate, 64, fast=not options.given).quantizer
+        planner = Planner(surrogate, 64, fast=not options.given)
     print("peak of a core: " + ", ".join(f"{unit} {value / 1e12:.2f} TOP/s" for unit, value in peak.items()), flush=True)
     results = {}
     for form in options.formats.split(","):
         if form != "bf16" or has_bf16():
-            results[form] = layers(surrogate, quantizer, form, options.batch, peak)
+            results[form] = layers(surrogate, planner, form, options.batch, peak)
             show(form, results[form])
     if options.json:
         write_json(options.json, {"machine": machine(), "batch": options.batch, "peak": peak, "layers": results})

@@ -84,7 +84,7 @@ def run(quantizer, plan, fast, **how):
 
 
 def test_only_plain_convolutions_of_large_kernels_can_be_fast(quantizer):
-    assert tuple(quantizer.operations[name] for name in quantizer.fast_candidates) == POSSIBLE
+    assert tuple(quantizer.fast_candidates) == POSSIBLE
     assert fast_alone("small", np.ones((4, 4, 1, 1), np.float32), [0, 0], [0, 0], [9, 9]) is None
     assert fast_alone("nothing left", np.ones((4, 4, 8, 8), np.float32), [0, 0], [0, 0], [5, 5]) is None
 

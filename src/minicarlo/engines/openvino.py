@@ -88,6 +88,29 @@ def read_ir(xml: bytes, weights: bytes) -> openvino.Model:
     return _core().read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8).copy()))
 
 
+def write_ir(model: openvino.Model) -> tuple[bytes, bytes]:
+    """The IR of an OpenVINO model: XML and weights, float32 as it is."""
+    import openvino
+
+    with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
+        path = Path(folder, "model.xml")
+        openvino.save_model(model, path, compress_to_fp16=False)
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
+
+
+def keep_precise(layer: ElementTree.Element) -> None:
+    """Mark a layer of an IR: it stays float32 when the model is compiled for bf16 or fp16.
+
+    Only reading a model takes that attribute in: setting it in Python has no effect.
+    """
+    info = layer.find("rt_info")
+    if info is None:
+        info = ElementTree.Element("rt_info")
+        layer.insert(0 if layer.find("data") is None else 1, info)
+    if not any(attribute.get("name") == "precise" for attribute in info):
+        ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
+
+
 class OpenVinoEngine(Engine):
     """OpenVINO on Intel's and other x86 and Arm processors, and on Intel's graphics and neural processors."""
 
@@ -375,11 +398,8 @@ def _keep_products_apart(model: openvino.Model) -> None:
 def _keep_residues(model: openvino.Model) -> openvino.Model:
     """`model` with float32 wherever something is rounded to whole numbers, back to the layer that makes it and once onwards.
 
-    What a phase of many periods leaves modulo one is noise in bf16, whose eight bits the periods use up. OpenVINO takes the mark
-    for that, `precise`, from a file only (see `minicarlo.precision.ir`).
+    What a phase of many periods leaves modulo one is noise in bf16, whose eight bits the periods use up.
     """
-    import openvino
-
     kept: set[str] = set()
     for op in model.get_ordered_ops():
         if op.get_type_name() not in ("Round", "Floor", "Ceiling"):
@@ -391,19 +411,12 @@ def _keep_residues(model: openvino.Model) -> openvino.Model:
         kept |= {each.get_friendly_name() for each in (*chain, *readers)}
     if not kept:
         return model
-    with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
-        path = Path(folder, "model.xml")
-        openvino.save_model(model, path, compress_to_fp16=False)
-        tree = ElementTree.parse(path)
-        for layer in tree.iterfind("./layers/layer"):
-            if layer.get("name") in kept and layer.get("type") not in ("Const", "Parameter", "Result"):
-                info = layer.find("rt_info")
-                if info is None:
-                    info = ElementTree.Element("rt_info")
-                    layer.insert(0 if layer.find("data") is None else 1, info)
-                ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
-        tree.write(path)
-        return _core().read_model(path)
+    xml, weights = write_ir(model)
+    root = ElementTree.fromstring(xml)
+    for layer in root.iterfind("./layers/layer"):
+        if layer.get("name") in kept and layer.get("type") not in ("Const", "Parameter", "Result"):
+            keep_precise(layer)
+    return read_ir(ElementTree.tostring(root), weights)
 
 
 def _check_sizes(model: openvino.Model, shapes: dict[str, Any]) -> None:

@@ -253,7 +253,7 @@ def changes(surrogate: Surrogate, compiled: CompiledGenerator) -> tuple[float, f
     latent, energy = probe(surrogate, _PROBE)
     cells = [_compile(surrogate, "fp32", CANONICAL).run(latent, energy), _run(compiled, latent, energy)]
     true, made = (each.sum((2, 3), dtype=np.float64) for each in cells)
-    hit, found = map(np.count_nonzero, cells)
+    hit, found = (int(np.count_nonzero(each)) for each in cells)
     return float(np.abs(made - true).mean() / max(np.abs(true).mean(), 1e-12)), abs(found - hit) / max(hit, 1)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.network import Arrays, tensor_name
+from minicarlo.engines.openvino import write_ir
 from minicarlo.errors import InvalidModel
 
 if TYPE_CHECKING:
@@ -50,12 +49,7 @@ class Network:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the graph and its weights."""
-        import openvino
-
-        with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
-            path = Path(folder, "model.xml")
-            openvino.save_model(self.graph, path, compress_to_fp16=False)
-            return hashlib.sha256(path.read_bytes() + path.with_suffix(".bin").read_bytes()).hexdigest()
+        return hashlib.sha256(b"".join(write_ir(self.graph))).hexdigest()
 
     @property
     def inputs(self) -> dict[str, tuple[int | None, ...]]:

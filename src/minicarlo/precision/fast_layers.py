@@ -95,7 +95,7 @@ def choose_fast(
     `evaluation` is that of `quantizer` without any, and `quantizer` has what was found; with `single` the time of a single event
     counts. In float32 no output may change by more than rounding does, in half precision no event move much further.
     """
-    offered = tuple(quantizer.operations[name] for name in quantizer.fast_candidates)
+    offered = tuple(quantizer.fast_candidates)
     found: dict[str, tuple[str, ...]] = {}
     for form in (each for each in FORMATS if offered and each in formats):
         plan = Plan.uniform(quantizer.layers, form)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 
+from minicarlo.engines.openvino import keep_precise
+
 CARRIERS = frozenset(
     """Relu ReLU PRelu PReLU Clamp Reshape Transpose Squeeze Unsqueeze Interpolate Concat Split VariadicSplit DepthToSpace
     SpaceToDepth MaxPool Pad FakeQuantize""".split()
@@ -49,12 +51,7 @@ def mark_precise(xml: bytes, formats: Mapping[str, str]) -> bytes:
             or graph.is_constant(identifier)
         ):
             continue
-        info = layer.find("rt_info")
-        if info is None:
-            info = ElementTree.Element("rt_info")
-            layer.insert(0 if layer.find("data") is None else 1, info)
-        if not any(attribute.get("name") == "precise" for attribute in info):
-            ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
+        keep_precise(layer)
     text: bytes = ElementTree.tostring(graph.root, encoding="utf-8", xml_declaration=True)
     return text
 

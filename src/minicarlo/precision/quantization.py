@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from minicarlo.engines import CompiledGenerator, compile_model, mac_layers
 from minicarlo.engines.account import biases
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
+from minicarlo.engines.openvino import write_ir
 from minicarlo.errors import TuningError
 from minicarlo.models.network import name_layers
 from minicarlo.precision.fast_layers import Fast, candidates, with_fast
@@ -146,7 +147,7 @@ class Quantizer:
             model, around = with_fast(model, parts)
         if plan.inference_precision != "f32":
             model = keep_biases_apart(model, {name for name, form in forms.items() if form not in ("int8", *HALF)})
-        xml, weights = _serialise(model)
+        xml, weights = write_ir(model)
         if plan.inference_precision != "f32":
             formats = {operation: plan[layer] for operation, layer in (self._names | biases(self._model, self._names)).items()}
             xml = mark_precise(xml, formats | {name: forms[operation] for name, operation in around.items()})
@@ -154,16 +155,16 @@ class Quantizer:
 
     @cached_property
     def fast_candidates(self) -> dict[str, bytes]:
-        """By operation the fast convolution that may take its place."""
-        return candidates(self._model, self._names)
+        """By layer the fast convolution that may take its place."""
+        return {self._names[name]: part for name, part in candidates(self._model, self._names).items()}
 
     def fast_in(self, plan: Plan) -> tuple[str, ...]:
         """The layers that are fast convolutions in a plan."""
         return tuple(name for name, form in plan.items() if name in self.fast.get(form, ()))
 
     def _fast_parts(self, forms: Mapping[str, str]) -> dict[str, bytes]:
-        wanted = {name for name, form in forms.items() if self._names[name] in self.fast.get(form, ())}
-        return {name: part for name, part in self.fast_candidates.items() if name in wanted} if wanted else {}
+        wanted = {name: self._names[name] for name, form in forms.items() if self._names[name] in self.fast.get(form, ())}
+        return {name: self.fast_candidates[layer] for name, layer in wanted.items() if layer in self.fast_candidates}
 
     def _calibrated(self, half_range: bool) -> dict[str, QuantisedLayer]:
         if half_range not in self._base:
@@ -341,15 +342,6 @@ def _is_constant(node: Any) -> bool:  # noqa: ANN401
     while node.get_type_name() in ("Convert", "Transpose", "Reshape"):
         node = node.input_value(0).get_node()
     return bool(node.get_type_name() == "Constant")
-
-
-def _serialise(model: openvino.Model) -> tuple[bytes, bytes]:
-    import openvino
-
-    with tempfile.TemporaryDirectory(prefix="minicarlo-") as folder:
-        path = Path(folder, "model.xml")
-        openvino.save_model(model, path, compress_to_fp16=False)
-        return path.read_bytes(), path.with_suffix(".bin").read_bytes()
 
 
 def _nncf() -> Any:  # noqa: ANN401

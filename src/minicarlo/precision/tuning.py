@@ -190,7 +190,7 @@ def tune(
     try:
         quantizer, evaluation = _prepared(subject, evaluation_events, history, smooth if "int8" in allowed else False)
         if given is not None:
-            quantizer.fast = given.fast_layers([quantizer.operations[name] for name in quantizer.fast_candidates])
+            quantizer.fast = given.fast_layers(tuple(quantizer.fast_candidates))
         elif history.fast is not None:
             quantizer.fast = history.fast
         elif objectives[0] in TIMED:
