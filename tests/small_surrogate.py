@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from minicarlo.graph.fast import make_fast
-from minicarlo.graph.model import Graph
+from minicarlo.graph.model import Graph, set_attribute
 from minicarlo.surrogate import Surrogate, save_surrogate
 
 LATENT_SIZE = 16
@@ -123,3 +123,14 @@ def with_fast_convolutions(surrogate: Surrogate, *layers: str) -> Surrogate:
     for layer in layers:
         assert make_fast(graph, layer)
     return dataclasses.replace(surrogate, onnx=graph.serialise())
+
+
+def with_padding_apart(surrogate: Surrogate, path: Path, layer: str = "shape.conv2") -> Surrogate:
+    """The surrogate with the padding of a convolution as a node of its own, which its normal form has not, written to `path`."""
+    graph = Graph(surrogate.onnx)
+    node = next(node for node in graph.nodes if node.name == layer)
+    begins_and_ends = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+    node.input[0] = graph.add("Pad", [node.input[0], graph.constant(begins_and_ends, "pads")], "pad")
+    set_attribute(node, "pads", [0, 0, 0, 0])
+    graph.refresh()
+    return surrogate.with_graph(path, graph.serialise(), {})

@@ -12,14 +12,15 @@ from click.testing import CliRunner
 from minicarlo.cli import main
 from minicarlo.engines import compile_surrogate
 from minicarlo.errors import TuningError
-from minicarlo.graph.recipe import Rewrite
+from minicarlo.graph.model import Graph
+from minicarlo.graph.recipe import Rewrite, rewritten
 from minicarlo.precision import tune
 from minicarlo.precision.plan import Layer, Plan
 from minicarlo.precision.planfile import PlanFile, plan_yaml
 from minicarlo.precision.scheme import Scheme
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.surrogate import Surrogate
-from small_surrogate import LAYERS, make_small_surrogate
+from small_surrogate import LAYERS, make_small_surrogate, with_padding_apart
 
 FAST = {"calibration_events": 64, "evaluation_events": 256, "objective": "macs"}
 
@@ -80,6 +81,18 @@ def test_a_plan_for_a_rewritten_graph_rewrites_it_first(tmp_path):
     result = tune(original, tmp_path / "out", plan=plan, **FAST)
     assert result.plan == layers and result.criterion["value"] < 1e-3
     assert tune(tmp_path / "out", tmp_path / "again", plan=plan, **FAST).plan == layers
+
+
+def test_no_rewrites_means_the_normal_form_and_null_the_graph_as_it_is(small, tmp_path):
+    small = with_padding_apart(small, tmp_path / "padded")
+    normal = rewritten(Graph(small.onnx), []).serialise()
+    for name, rewrites, onnx in (("normal", [], normal), ("given", None, small.onnx)):
+        plan = written(tmp_path / f"{name}.yaml", dict.fromkeys(LAYERS, "fp32"), rewrites=rewrites)
+        tune(small, tmp_path / name, plan=plan, **FAST)
+        assert Surrogate.load(tmp_path / name).onnx == onnx
+        assert PlanFile.read(tmp_path / name / "tuned" / "plan.yaml").rewrites == (None if rewrites is None else ())
+        tune(tmp_path / name, tmp_path / f"{name} again", plan=plan, **FAST)  # the result is left as it is
+        assert Surrogate.load(tmp_path / f"{name} again").onnx == onnx
 
 
 @pytest.mark.parametrize(

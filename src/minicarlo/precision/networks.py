@@ -44,7 +44,7 @@ class NetworkSubject:
         calibration_events: int = 256,
         seed: int = 1,
     ) -> None:
-        self.rewrites: Sequence[Rewrite] = ()
+        self.rewrites: Sequence[Rewrite] | None = None
         self._inputs = inputs
         self._network = read_network(model, lambda: self._given(0, 2))
         self.name, self.criterion = self._network.name, criterion

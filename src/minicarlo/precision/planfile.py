@@ -3,7 +3,8 @@
 ```yaml
 version: 1
 smooth: false              # whether channels are made smoother before int8 (`minicarlo.precision.smoothing`)
-rewrites: []               # of the graph, before anything else: kind and target of each (a surrogate's; see `minicarlo optimise`)
+rewrites: []               # of a surrogate's graph in normal form (see `minicarlo optimise`), each with its kind and target;
+                           # null: the graph stays as it is
 fast: [shape.conv2]        # layers computed as fast convolutions (`minicarlo.precision.fast_layers`)
 layers:
   shape.conv1: int8        # every layer of the graph in graph order
@@ -42,7 +43,7 @@ class _Content(BaseModel):
 
     version: Literal[1]
     smooth: bool = False
-    rewrites: list[Rewrite] = []
+    rewrites: list[Rewrite] | None = None
     fast: list[str] = []
     layers: Annotated[dict[str, str], Field(min_length=1)]
 
@@ -52,7 +53,7 @@ class PlanFile:
     """What a plan file says: rewrites of the graph, then the format of each layer."""
 
     path: Path
-    rewrites: tuple[Rewrite, ...]
+    rewrites: tuple[Rewrite, ...] | None
     layers: dict[str, str]
     smooth: bool = False
     fast: tuple[str, ...] = ()
@@ -77,7 +78,8 @@ class PlanFile:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the whole"
             raise TuningError(f"Plan {path}, field {field:.80}: {first['msg']:.200}.") from error
-        return cls(path, tuple(content.rewrites), content.layers, content.smooth, tuple(content.fast))
+        rewrites = None if content.rewrites is None else tuple(content.rewrites)
+        return cls(path, rewrites, content.layers, content.smooth, tuple(content.fast))
 
     def fast_layers(self, possible: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The fast convolutions by the format that the plan has for them, of those that are `possible`. Raises TuningError."""
@@ -119,7 +121,11 @@ class PlanFile:
 
 
 def plan_yaml(
-    plan: Plan, layers: Sequence[Layer], rewrites: Sequence[Rewrite], smooth: bool = False, fast: Sequence[str] = ()
+    plan: Plan,
+    layers: Sequence[Layer],
+    rewrites: Sequence[Rewrite] | None,
+    smooth: bool = False,
+    fast: Sequence[str] = (),
 ) -> bytes:
     """The plan file of `plan`: beside each layer stands its share of the multiply-accumulates."""
     total = sum(layer.macs for layer in layers) or 1
@@ -128,6 +134,6 @@ def plan_yaml(
     entries = {layer.name: yaml.safe_dump({layer.name: texts[layer.name]}, allow_unicode=True).strip() for layer in layers}
     width = max(map(len, entries.values()))
     lines = [f"  {entries[layer.name]:{width}}  # {layer.macs / total:.1%} of the multiply-accumulates" for layer in layers]
-    done = {"rewrites": [asdict(rewrite) for rewrite in rewrites], "fast": list(fast)}
+    done = {"rewrites": None if rewrites is None else [asdict(rewrite) for rewrite in rewrites], "fast": list(fast)}
     head = yaml.safe_dump({"version": 1, "smooth": smooth, **done}, sort_keys=False)
     return (_HEADER.format(formats=" or ".join(FORMATS)) + head + "layers:\n" + "\n".join(lines) + "\n").encode()

@@ -116,8 +116,8 @@ def fastest(surrogate: Surrogate, *, timing_seconds: float = 1.0) -> Surrogate:
 
     But without fast convolutions: whether a layer should be one depends on its format (`minicarlo.precision.fast_layers`).
 
-    The surrogate itself when no rewrite pays, or when it comes from `optimise` on a machine like this one. What was found is
-    remembered for this surrogate and machine, so that asking again gives the same bits at once.
+    The surrogate itself when there is nothing to rewrite, or when it comes from `optimise` on a machine like this one. What was
+    found is remembered for this surrogate and machine, so that asking again gives the same bits at once.
     """
     known = surrogate.manifest.graph
     if known is not None and known.get("machine") == machine():
@@ -134,13 +134,14 @@ def fastest(surrogate: Surrogate, *, timing_seconds: float = 1.0) -> Surrogate:
     return _applied(surrogate, facts)
 
 
-def with_rewrites(surrogate: Surrogate, recipe: Sequence[Rewrite]) -> Surrogate:
+def with_rewrites(surrogate: Surrogate, recipe: Sequence[Rewrite] | None) -> Surrogate:
     """`surrogate` with the graph that a recipe makes of it, in memory; itself if its graph was made by this very recipe.
 
-    Raises TuningError when the graph does not offer one of the rewrites.
+    An empty recipe gives the normal form (`minicarlo.graph.normal_form`), None leaves the graph as it is. Raises TuningError
+    when the graph does not offer one of the rewrites.
     """
-    made_by = (surrogate.manifest.graph or {}).get("recipe", [])
-    if made_by == [dataclasses.asdict(rewrite) for rewrite in recipe]:
+    made_by = (surrogate.manifest.graph or {}).get("recipe")
+    if recipe is None or made_by == [dataclasses.asdict(rewrite) for rewrite in recipe]:
         return surrogate
     graph = Graph(surrogate.onnx)
     for index, rewrite in enumerate(recipe):
@@ -154,11 +155,13 @@ def with_rewrites(surrogate: Surrogate, recipe: Sequence[Rewrite]) -> Surrogate:
 
 
 def _applied(surrogate: Surrogate, facts: dict[str, Any]) -> Surrogate:
-    """`surrogate` with the graph of the recipe in `facts`, which its manifest then says."""
-    recipe = [Rewrite(**rewrite) for rewrite in facts["recipe"]]
-    if not recipe:
+    """`surrogate` with the graph of the recipe in `facts`, which its manifest then says; itself if there is nothing to do."""
+    if facts["recipe"] is None:
         return surrogate
-    onnx = rewritten(Graph(surrogate.onnx), recipe).serialise()
+    given = Graph(surrogate.onnx)
+    onnx = rewritten(given, [Rewrite(**rewrite) for rewrite in facts["recipe"]]).serialise()
+    if onnx == given.serialise():
+        return surrogate
     record = FileRecord(sha256=hashlib.sha256(onnx).hexdigest(), bytes=len(onnx))
     files = {name: each for name, each in surrogate.manifest.files.items() if name == "README.md"} | {FP32: record}
     manifest = surrogate.manifest.model_copy(update={"files": files, "graph": facts, "speed": None})
@@ -200,16 +203,16 @@ def _find(
 def _facts(surrogate: Surrogate, best: _Candidate, result: OptimiseResult) -> dict[str, Any]:
     """What the manifest says about the graph."""
     made_from = hashlib.sha256(surrogate.onnx).hexdigest()
-    recipe = [dataclasses.asdict(rewrite) for rewrite in best.recipe]
+    recipe = None if best.recipe is None else [dataclasses.asdict(rewrite) for rewrite in best.recipe]
     found = {name: value for name, value in result.to_dict().items() if name not in ("path", "seconds")}
     return {"made_from_sha256": made_from, "recipe": recipe, "tolerance": ROUNDING, "machine": machine()} | found
 
 
 @dataclass
 class _Candidate:
-    """A graph, what made it, and what was found about it."""
+    """A graph, what made it (None: it is the one that was given), and what was found about it."""
 
-    recipe: list[Rewrite]
+    recipe: list[Rewrite] | None
     graph: Graph
     onnx: bytes
     deviation: float
@@ -237,7 +240,7 @@ class _Search:
                 self._formats = (*self._formats, "int8")
         self.attempts: list[Attempt] = []
         self.original = Graph(surrogate.onnx)
-        self.best = _Candidate([], self.original, surrogate.onnx, 0.0, self._audit(self.original))
+        self.best = _Candidate(None, self.original, surrogate.onnx, 0.0, self._audit(self.original))
 
     def run(self, kinds: Sequence[Kind]) -> None:
         """Try everything of these kinds that is on offer."""
@@ -274,11 +277,10 @@ class _Search:
         return list(groups.values())
 
     def _try(self, group: list[Rewrite]) -> None:
-        kind = group[0].kind
+        kind, recipe = group[0].kind, list(self.best.recipe or ())
         if kind == "axes":  # before all else, in place of another order
-            recipe = [*group, *(each for each in self.best.recipe if each.kind != "axes")]
+            recipe = [*group, *(each for each in recipe if each.kind != "axes")]
         else:
-            recipe = list(self.best.recipe)
             for rewrite in group:
                 if rewrite in rewrites(rewritten(self.original, recipe), kind):
                     recipe.append(rewrite)

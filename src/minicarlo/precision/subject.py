@@ -35,8 +35,8 @@ class Subject(Protocol):
         """The float32 graph; nobody changes it."""
 
     @property
-    def rewrites(self) -> Sequence[Rewrite]:
-        """Exact rewrites that made the graph from the one that was given."""
+    def rewrites(self) -> Sequence[Rewrite] | None:
+        """Exact rewrites that made the graph from the normal form of the one that was given; None if it is the given one."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

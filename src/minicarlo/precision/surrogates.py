@@ -67,7 +67,8 @@ class SurrogateSubject:
         self.surrogate, self.criterion, self._seed = surrogate, criterion, seed
         self.name, self.digest = f"Surrogate {surrogate.path}", surrogate.hash
         self.model, _ = read_model(surrogate)
-        self.rewrites = [Rewrite(**rewrite) for rewrite in (surrogate.manifest.graph or {}).get("recipe", [])]
+        recipe = (surrogate.manifest.graph or {}).get("recipe")
+        self.rewrites = None if recipe is None else [Rewrite(**rewrite) for rewrite in recipe]
         self.shapes = {"latent": (BATCH, surrogate.manifest.latent_size), "incident_energy": (BATCH, 1)}
         self.most_events = 1 << 20
         self._calibration = Calibration.over_range(surrogate, calibration_events, seed)
