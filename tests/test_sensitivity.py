@@ -9,6 +9,7 @@ import pytest
 from minicarlo.engines import has_bf16
 from minicarlo.precision import tune
 from minicarlo.precision.history import History
+from minicarlo.precision.judge import MOVED_EVENTS
 from minicarlo.precision.scheme import Scheme
 from minicarlo.precision.sensitivity import Probe
 from minicarlo.report import sensitivity
@@ -67,6 +68,24 @@ def test_a_plan_that_is_replayed_is_measured_when_asked(small, measured, tmp_pat
     assert not any(row["harm"] or row["seconds"] for row in silent.layers)
     told = tune(small, tmp_path / "told", plan=plan, formats=("int8",), sensitivity=True, **FAST)
     assert all(set(row["harm"]) == {"int8"} for row in told.layers)
+
+
+def test_a_layer_that_does_harm_takes_another_scheme_only_where_that_moves_events_clearly_less(small, tmp_path):
+    result = tune(small, tmp_path / "out", tolerance=0.004, formats=("int8",), sensitivity=True, max_trials=1, **FAST)
+    lines = map(json.loads, (tmp_path / "out" / "tuned" / "history.jsonl").read_text().splitlines())
+    probes = {line["layer"]: line for line in lines if line["kind"] == "sensitivity"}
+    assert set(probes) == set(LAYERS)
+    measured = others = 0
+    for line in probes.values():
+        (usual, movement), *rest = line["tried"].items()
+        best = min(line["tried"], key=line["tried"].__getitem__)
+        assert line["scheme"] == (best if line["tried"][best] < 0.9 * movement else usual)
+        assert line["movement"] == line["tried"][line["scheme"]]
+        assert len(rest) == (3 if line["value"] > 0.004 / len(LAYERS) ** 0.5 or line["scheme"] != usual else 0)
+        measured, others = measured + 1 + (line["scheme"] != usual), others + len(rest)
+    assert others > 0
+    trials = sum(trial.events for trial in result.history)
+    assert result.events == trials + measured * FAST["evaluation_events"] + others * MOVED_EVENTS
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path):

@@ -36,10 +36,10 @@ class Evaluation(Judge):
         return self.ready(self._quantizer.apply(plan))
 
     def movement_in_int8(self, layers: Iterable[str]) -> float:
-        """How far the events of a probe move with these layers in int8, by its numbers alone: no kernel plays a part."""
+        """How far events move with these layers in int8, by its numbers alone: no kernel plays a part."""
         plan = Plan.uniform(self._quantizer.layers, "fp32").with_formats(dict.fromkeys(layers, "int8"))
         network = self._quantizer.apply(plan).compile(self.shapes, streams=usable_cores(), emulate=True)
-        return self.probe(network)[1]
+        return self.moved(network)
 
     def difference(self, expected: OpenVinoNetwork, found: OpenVinoNetwork) -> float:
         """The largest relative difference (root mean square) of an output of two networks on one batch."""

@@ -114,7 +114,7 @@ def choose_fast(
         if form == "fp32":
             same = evaluation.difference(direct, network) <= ROUNDING
         else:
-            same = evaluation.probe(network)[1] <= MOVES * evaluation.probe(direct)[1]
+            same = evaluation.moved(network) <= MOVES * evaluation.moved(direct)
         if same:
             found[form] = chosen
     quantizer.fast = found

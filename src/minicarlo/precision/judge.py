@@ -14,6 +14,9 @@ from minicarlo.precision.subject import Use
 PROBE_EVENTS = 512
 """Events that the sensitivity of one layer is measured on."""
 
+MOVED_EVENTS = 128
+"""Events that candidates are told apart on by how far each event moves, which takes fewer of them."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -92,15 +95,26 @@ class Judge:
         raise AssertionError("the last stage decides")
 
     def probe(self, network: OpenVinoNetwork) -> tuple[Comparison, float]:
-        """The criterion on the first events of the search, and how far these move (`criterion.movement`)."""
+        """The criterion on the first events of the search, and what `moved` gives."""
         candidate = self.summarised(network, self._inputs("search", 0, self.probe_events))
         reference = self._reference_summary("search", self.probe_events)
-        return self._criterion.compare_summaries(reference, candidate), movement(reference, candidate)
+        moved = movement(reference[: self.moved_events], candidate[: self.moved_events])
+        return self._criterion.compare_summaries(reference, candidate), moved
+
+    def moved(self, network: OpenVinoNetwork) -> float:
+        """How far the very first events of the search move (`criterion.movement`)."""
+        candidate = self.summarised(network, self._inputs("search", 0, self.moved_events))
+        return movement(self._reference_summary("search", self.moved_events), candidate)
 
     @property
     def probe_events(self) -> int:
         """Events that a probe is made on."""
         return min(PROBE_EVENTS, self.events)
+
+    @property
+    def moved_events(self) -> int:
+        """Events that `moved` looks at."""
+        return min(MOVED_EVENTS, self.events)
 
     def held_out(self, network: OpenVinoNetwork) -> Comparison:
         """The criterion on events that no search looks at."""

@@ -25,8 +25,8 @@ from minicarlo.precision.judge import Judge, Verdict
 from minicarlo.precision.quantization import PlannedModel
 from minicarlo.precision.subject import Subject, Use
 
-Probed = tuple[dict[str, str], tuple[Comparison, float]] | None
-"""What ran, the criterion and the movement; None for a candidate that does not compile."""
+Probed = tuple[dict[str, str], Comparison | None, float] | None
+"""What ran, the criterion if it was asked for, and the movement; None for a candidate that does not compile."""
 
 
 class Workers:
@@ -35,10 +35,11 @@ class Workers:
     def __init__(self, crew: Crew) -> None:
         self._crew = crew
 
-    def probe(self, candidates: Iterable[PlannedModel], meanwhile: Callable[[], None]) -> Iterator[Probed]:
-        """What came of each candidate on the events of a probe, in their order; they are read a little ahead.
+    def probe(self, candidates: Iterable[tuple[PlannedModel, bool]], meanwhile: Callable[[], None]) -> Iterator[Probed]:
+        """What came of each candidate, in their order; they are read a little ahead.
 
-        `meanwhile` is called every second, and may end it all by raising.
+        Beside each stands whether the criterion is wanted, or only how far events move. `meanwhile` is called every second, and
+        may end it all by raising.
         """
         return self._crew.map(_probe, candidates, name=lambda _: "A candidate", meanwhile=meanwhile)
 
@@ -111,13 +112,18 @@ class JudgeOrder:
 _building = threading.Lock()
 
 
-def _probe(order: JudgeOrder, candidate: PlannedModel) -> Probed:
+def probed(judge: Judge, candidate: PlannedModel, criterion: bool) -> Probed:
+    """What comes of a candidate, with the criterion or only how far events move."""
     try:
-        network = order.judge.ready(candidate)
-        ran = network.precision_report()
+        network = judge.ready(candidate)
+        ran = network.precision_report()  # of layers without a plan, too
     except RuntimeError:
         return None
-    return ran, order.judge.probe(network)
+    return (ran, *judge.probe(network)) if criterion else (ran, None, judge.moved(network))
+
+
+def _probe(order: JudgeOrder, candidate: tuple[PlannedModel, bool]) -> Probed:
+    return probed(order.judge, *candidate)
 
 
 def _judge(order: JudgeOrder, candidate: tuple[PlannedModel, float]) -> Verdict | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -19,7 +20,8 @@ class Probe:
     """The criterion with one layer alone in a lower format: its value, each family's, and the seconds that took.
 
     `movement` is how far events move (`minicarlo.precision.criterion.movement`). For int8, `tried` has that of every scheme that
-    was tried, and `scheme` is the one of the least: a few hundred events tell schemes apart by it and not by the criterion.
+    was tried, the usual one first, and `scheme` is the one of the least: few events tell schemes apart by it, and not by the
+    criterion, which is measured of the usual scheme and of the one that is taken.
     """
 
     value: float
@@ -30,9 +32,14 @@ class Probe:
     tried: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def count(self) -> int:
-        """How many networks were run for it."""
-        return max(len(self.tried), 1)
+    def others(self) -> int:
+        """How many networks were run to see how far they move events, and for nothing else."""
+        return max(len(self.tried) - 1, 0)
+
+    @property
+    def measured(self) -> int:
+        """How many networks the criterion was measured of."""
+        return 1 if self.scheme is None or str(self.scheme) == next(iter(self.tried)) else 2
 
 
 class Known(Protocol):
@@ -51,6 +58,7 @@ class LayerSensitivity:
 
     Arguments:
         probe: measures plans, in their order.
+        moved: how far plans move events, in their order.
         known: what an interrupted run has measured, and where new measurements go.
         schemes: those of an int8 layer, the usual one first.
     """
@@ -59,12 +67,13 @@ class LayerSensitivity:
         self,
         layers: tuple[Layer, ...],
         probe: Callable[[Sequence[Plan]], Iterator[Probe]],
+        moved: Callable[[Sequence[Plan]], Iterator[float]],
         known: Known,
         schemes: Callable[[str], list[Scheme]],
         share: float,
     ) -> None:
         self._reference = Plan.uniform(layers, "fp32")
-        self._probe, self._known, self._schemes, self._share = probe, known, schemes, share
+        self._probe, self._moved, self._known, self._schemes, self._share = probe, moved, known, schemes, share
         self.together: tuple[tuple[str, str], ...] = ()
         """(layer, format) of all that are measured at once when the first is asked for: what workers can do side by side."""
 
@@ -75,40 +84,53 @@ class LayerSensitivity:
         return self._known.sensitivities[layer, form].value
 
     def __len__(self) -> int:
-        return sum(probe.count for probe in self._known.sensitivities.values())
+        return sum(probe.measured + probe.others for probe in self._known.sensitivities.values())
+
+    def events(self, probe: int, moved: int) -> int:
+        """How many events were run, at `probe` for the criterion and `moved` to see how far they move."""
+        return sum(each.measured * probe + each.others * moved for each in self._known.sensitivities.values())
 
     def measure(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Measure what is not known of (layer, format)."""
         unknown = [pair for pair in pairs if pair not in self._known.sensitivities]
         usual = {pair: self._schemes(pair[0])[0] for pair in unknown}
-        first = zip(unknown, self._probe([self._alone(*pair, usual[pair]) for pair in unknown]), strict=True)
-        found: dict[tuple[str, str], dict[Scheme, Probe]] = {}
-        for pair, probe in first:
+        probes = self._probe([self._alone(*pair, usual[pair]) for pair in unknown])
+        harmful: dict[tuple[str, str], Probe] = {}
+        for pair, probe in zip(unknown, probes, strict=True):
             if pair[1] != "int8":
                 self._known.add_sensitivity(*pair, probe)
-            elif probe.value <= self._share or math.isinf(probe.value):
-                self._known.add_sensitivity(*pair, _best({usual[pair]: probe}))
+                continue
+            probe = replace(probe, scheme=usual[pair], tried={str(usual[pair]): probe.movement})
+            if self._share < probe.value < math.inf and len(self._schemes(pair[0])) > 1:
+                harmful[pair] = probe
             else:
-                found[pair] = {usual[pair]: probe}
-        others = [(pair, scheme) for pair in found for scheme in self._schemes(pair[0])[1:]]
-        for pair in [pair for pair in found if len(self._schemes(pair[0])) == 1]:
-            self._known.add_sensitivity(*pair, _best(found[pair]))
-        probes = self._probe([self._alone(*pair, scheme) for pair, scheme in others])
-        for (pair, scheme), probe in zip(others, probes, strict=True):
-            found[pair][scheme] = probe
-            if len(found[pair]) == len(self._schemes(pair[0])):
-                self._known.add_sensitivity(*pair, _best(found[pair]))
+                self._known.add_sensitivity(*pair, probe)
+        self._choose_schemes(harmful)
+
+    def _choose_schemes(self, harmful: Mapping[tuple[str, str], Probe]) -> None:
+        """Try the other schemes of int8 layers that have been probed in the usual one, and keep the best of each layer."""
+        others = [(pair, scheme) for pair in harmful for scheme in self._schemes(pair[0])[1:]]
+        start, seconds = time.monotonic(), dict.fromkeys(harmful, 0.0)
+        tried = {pair: dict(probe.tried) for pair, probe in harmful.items()}
+        better: dict[tuple[str, str], Scheme] = {}
+        movements = self._moved([self._alone(*pair, scheme) for pair, scheme in others])
+        for (pair, scheme), movement in zip(others, movements, strict=True):
+            tried[pair][str(scheme)] = movement
+            seconds[pair] += time.monotonic() - start
+            start = time.monotonic()
+            if len(tried[pair]) == len(self._schemes(pair[0])):
+                best = min(self._schemes(pair[0]), key=lambda each: tried[pair][str(each)])
+                if tried[pair][str(best)] < (1 - _BETTER) * harmful[pair].movement:
+                    better[pair] = best
+                else:
+                    self._add(pair, harmful[pair], tried[pair], seconds[pair])
+        probes = self._probe([self._alone(*pair, scheme) for pair, scheme in better.items()])
+        for (pair, scheme), probe in zip(better.items(), probes, strict=True):
+            self._add(pair, replace(probe, scheme=scheme), tried[pair], harmful[pair].seconds + seconds[pair])
+
+    def _add(self, pair: tuple[str, str], probe: Probe, tried: Mapping[str, float], seconds: float) -> None:
+        """Keep a probe, which took so many more seconds to come to."""
+        self._known.add_sensitivity(*pair, replace(probe, tried=tried, seconds=probe.seconds + seconds))
 
     def _alone(self, layer: str, form: str, scheme: Scheme) -> Plan:
         return self._reference.with_formats({layer: form}).with_schemes({layer: scheme})
-
-
-def _best(found: Mapping[Scheme, Probe]) -> Probe:
-    """The probe of the scheme that moves events least, the usual one unless another is clearly better."""
-    usual, *others = found
-    scheme = min(others, key=lambda each: found[each].movement, default=usual)
-    if not found[scheme].movement < (1 - _BETTER) * found[usual].movement:
-        scheme = usual
-    tried = {str(each): probe.movement for each, probe in found.items()}
-    seconds = sum(probe.seconds for probe in found.values())
-    return replace(found[scheme], seconds=seconds, scheme=scheme, tried=tried)

@@ -24,7 +24,7 @@ from minicarlo.precision.objectives import Objectives, listed
 from minicarlo.precision.plan import FORMATS, Plan, int8_share
 from minicarlo.precision.planfile import plan_yaml
 from minicarlo.precision.quantization import Quantizer
-from minicarlo.precision.remote import Probed, Workers
+from minicarlo.precision.remote import Probed, Workers, probed
 from minicarlo.precision.result import Status, TuneResult, account
 from minicarlo.precision.scheme import Scheme
 from minicarlo.precision.sensitivity import LayerSensitivity, Probe
@@ -68,7 +68,7 @@ class Study:
         self._verdicts: dict[str, Verdict | None] = {}
         self._usual, self._not_offered = tuple(schemes), not_offered
         share = tolerance / math.sqrt(len(quantizer.layers))  # as what independent layers do adds up
-        self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history, self._schemes, share)
+        self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, self._moved, history, self._schemes, share)
         self.cost = objectives.cost
         self.trials: list[Trial] = []
 
@@ -199,32 +199,41 @@ class Study:
     def _probe(self, plans: Sequence[Plan]) -> Iterator[Probe]:
         """What each plan does to the criterion, in their order."""
         start = time.monotonic()
-        found = None if self._workers is None else self._workers.probe(map(self._quantizer.apply, plans), self._check_time)
+        for comparison, movement in self._alone(plans, criterion=True):
+            found = comparison or Comparison(math.inf, math.inf, math.inf, {})
+            yield Probe(found.value, movement, found.families, time.monotonic() - start)
+            start = time.monotonic()
+
+    def _moved(self, plans: Sequence[Plan]) -> Iterator[float]:
+        """How far each plan moves events, in their order."""
+        return (movement for _, movement in self._alone(plans, criterion=False))
+
+    def _alone(self, plans: Sequence[Plan], *, criterion: bool) -> Iterator[tuple[Comparison | None, float]]:
+        """The criterion, if it is wanted, and the movement of each plan, in their order; infinite when it is not followed."""
+        found: Iterator[Probed]
+        if self._workers is None:
+            found = (self._probed(plan, criterion) for plan in plans)
+        else:
+            found = self._workers.probe(((self._quantizer.apply(plan), criterion) for plan in plans), self._check_time)
         for plan in plans:
             self._check_time()
             self._tell(f"what {plan.describe().removeprefix('fp32, but ')} does alone")
-            probed = self._probed(plan) if found is None else next(found)
-            followed = probed is not None and all(probed[0].get(name) == form for name, form in plan.items())
-            nothing = Comparison(math.inf, math.inf, math.inf, {}), math.inf
-            comparison, movement = probed[1] if probed is not None and followed else nothing
+            ran, comparison, movement = next(found) or ({}, None, math.inf)
+            followed = all(ran.get(name) == form for name, form in plan.items())
             self._probes += 1
             self._tick()
-            yield Probe(comparison.value, movement, comparison.families, time.monotonic() - start)
-            start = time.monotonic()
+            yield (comparison, movement) if followed else (None, math.inf)
+
+    def _probed(self, plan: Plan, criterion: bool) -> Probed:
+        try:
+            planned = self._quantizer.apply(plan)
+        except RuntimeError:
+            return None
+        return probed(self._evaluation, planned, criterion)
 
     def _check_time(self) -> None:
         if self.budget.out_of_time:
             raise OutOfBudget
-
-    def _probed(self, plan: Plan) -> Probed:
-        try:
-            network = self._evaluation.compile(plan)
-            ran = network.precision_report()  # of layers without a plan, too
-        except RuntimeError:
-            return None
-        if any(ran.get(name) != form for name, form in plan.items()):
-            return None
-        return ran, self._evaluation.probe(network)
 
     def _tick(self) -> None:
         if self._progress is not None:
@@ -300,7 +309,8 @@ class Study:
             accepted=accepted,
             trials=len(self.trials) + len(self.sensitivity),
             full_evaluations=sum(trial.followed for trial in self.trials),
-            events=sum(trial.events for trial in self.trials) + len(self.sensitivity) * self._evaluation.probe_events,
+            events=sum(trial.events for trial in self.trials)
+            + self.sensitivity.events(self._evaluation.probe_events, self._evaluation.moved_events),
             seconds=time.monotonic() - self.budget.start,
             plan=dict(plan),
             ran=ran,
