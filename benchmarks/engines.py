@@ -1,6 +1,7 @@
 """Our way of running a generator against everybody else's, on the same networks, interleaved.
 
-    python benchmarks/engines.py [--networks gan3d,gan2d,shower2d] [--seconds 4] [--json FILE] [--plot FILE.png] [--quick]
+    python benchmarks/engines.py [--networks gan3d,gan2d,shower2d] [--seconds 4] [--only NAME ...] [--json FILE] [--plot FILE.png]
+                                 [--quick]
 
 Networks: CERN's `gan3d` and three-branch `gan2d` with random weights (they decide no timing), and the shipped `shower2d`. Or
 surrogates of one's own, by path; a tuned one brings its plan. Contestants:
@@ -53,6 +54,7 @@ from minicarlo.precision.quantization import PlannedModel
 from minicarlo.precision.rewriting import fastest
 from minicarlo.surrogate import Surrogate, save_surrogate
 
+REFERENCE = "OpenVINO f32"
 WINDOWS = 7
 UNITS = {"fp32": ("f32",), "bf16": ("amx_bf16", "bf16"), "int8": ("amx_int8", "int8")}
 Make = Callable[[Settings], CompiledGenerator]
@@ -214,7 +216,7 @@ def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) ->
     quantised = nncf_int8(surrogate, events)
     default = "bf16" if has_bf16() else "fp32"
     for name, model, precision, unit in (
-        ("OpenVINO f32", plain, "f32", "fp32"),
+        (REFERENCE, plain, "f32", "fp32"),
         ("OpenVINO default", plain, None, default),
         ("OpenVINO + NNCF INT8", quantised, None, "int8"),
     ):
@@ -334,10 +336,14 @@ def result(contestant: Contestant, reference: Contestant, peak: dict[str, float]
     }
 
 
-def compare(surrogate: Surrogate, folder: Path, seconds: float, quick: bool, peak: dict[str, float]) -> list[dict[str, Any]]:
-    """All contestants on one network, in turns."""
+def compare(
+    surrogate: Surrogate, folder: Path, seconds: float, quick: bool, peak: dict[str, float], only: list[str]
+) -> list[dict[str, Any]]:
+    """All contestants on one network, or some (parts of their names), in turns."""
     field: list[Contestant] = []
     for contestant in contestants(surrogate, folder, 32 if quick else 256, quick):
+        if only and not any(part in contestant.name for part in (REFERENCE, *only)):
+            continue
         try:
             choose(contestant, surrogate, [2] if quick else [1, 8, 32, 64], 0.01 if quick else 0.1, quick)
         except (MinicarloError, RuntimeError) as error:
@@ -350,7 +356,7 @@ def compare(surrogate: Surrogate, folder: Path, seconds: float, quick: bool, pea
             assert each.settings is not None and each.compiled is not None and each.alone is not None
             each.rates.append(throughput(surrogate, each.compiled, each.settings.batch, seconds / windows))
             each.times.append(latency(surrogate, each.alone, 0.2 * seconds / windows))
-    reference = next(each for each in field if each.name == "OpenVINO f32")
+    reference = next(each for each in field if each.name == REFERENCE)
     return [result(each, reference, peak) for each in field]
 
 
@@ -396,6 +402,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="gan3d,gan2d,shower2d")
     parser.add_argument("--seconds", type=float, default=4.0, help="per network and contestant")
+    parser.add_argument("--only", nargs="+", default=[], help=f"contestants (parts of their names), besides {REFERENCE}")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--quick", action="store_true", help="seconds in all, for nothing but to see that it runs")
@@ -408,7 +415,7 @@ def main() -> None:
         peak = peaks(folder, cores_of(), 0.1 if options.quick else 1.0)
         print("peak: " + ", ".join(f"{unit} {value / 1e12:.2f} TOP/s" for unit, value in peak.items()), flush=True)
         for each in options.networks.split(","):
-            results[each] = compare(network(each, folder), folder, seconds, options.quick, peak)
+            results[each] = compare(network(each, folder), folder, seconds, options.quick, peak, options.only)
             show(each, results[each])
     if options.json:
         write_json(options.json, {"machine": machine(), "peak": peak, "seconds": seconds, "results": results})
