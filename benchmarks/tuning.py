@@ -143,7 +143,6 @@ class Contest:
             max_drop=self.tolerance,
             drop_type=nncf.DropType.ABSOLUTE,
             fast_bias_correction=False,
-            advanced_accuracy_restorer_parameters=nncf.AdvancedAccuracyRestorerParameters(max_num_iterations=self.trials),
         )
         return self.compiled(quantised)
 

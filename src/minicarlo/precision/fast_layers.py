@@ -15,8 +15,7 @@ import numpy as np
 from minicarlo.engines.network import read_network_file
 from minicarlo.graph.fast import PART, fast_alone
 from minicarlo.graph.verify import ROUNDING
-from minicarlo.precision.ir import HALF
-from minicarlo.precision.plan import Plan
+from minicarlo.precision.plan import HALF, Plan
 from minicarlo.precision.timing import interleaved
 
 if TYPE_CHECKING:

@@ -10,15 +10,13 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 
 from minicarlo.engines.openvino import keep_precise
+from minicarlo.precision.plan import HALF
 
 CARRIERS = frozenset(
     """Relu ReLU PRelu PReLU Clamp Reshape Transpose Squeeze Unsqueeze Interpolate Concat Split VariadicSplit DepthToSpace
     SpaceToDepth MaxPool Pad FakeQuantize""".split()
 )
 """Operations that move or clip values without arithmetic on them: low precision may pass through them."""
-
-HALF = ("bf16", "fp16")
-"""Formats that are the runtime's inference precision."""
 
 
 def mark_precise(xml: bytes, formats: Mapping[str, str]) -> bytes:

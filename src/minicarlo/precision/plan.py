@@ -15,6 +15,12 @@ from minicarlo.precision.scheme import DEFAULT, Scheme
 FORMATS = ("int8", "bf16", "fp16", "w4", "w8", "fp32")
 """Number formats: in int8, bf16, fp16 and fp32 a layer computes; w4 and w8 are weights of 4 and 8 bits, computed with in fp32."""
 
+HALF = ("bf16", "fp16")
+"""Formats that are the runtime's inference precision.
+
+A compiled model has one of them, and what stands between its layers may be computed in it, too.
+"""
+
 RELATIVE_COST = {"int8": 1.0, "bf16": 2.0, "fp16": 2.0, "w4": 4.0, "w8": 4.0, "fp32": 4.0}
 """Time of one multiply-accumulate relative to int8, where nothing is measured (AVX-512 with VNNI and bf16)."""
 

@@ -28,9 +28,9 @@ from minicarlo.engines.openvino import write_ir
 from minicarlo.errors import TuningError
 from minicarlo.models.network import name_layers
 from minicarlo.precision.fast_layers import Fast, candidates, with_fast
-from minicarlo.precision.ir import CARRIERS, HALF, mark_precise
+from minicarlo.precision.ir import CARRIERS, mark_precise
 from minicarlo.precision.layer import Place, Values, corrected, operation_of
-from minicarlo.precision.plan import Layer, Plan
+from minicarlo.precision.plan import HALF, Layer, Plan
 from minicarlo.precision.ranges import Histogram, bounds, histograms, on_grid
 from minicarlo.precision.scheme import DEFAULT, Scheme
 from minicarlo.precision.small_weights import BITS, with_small_weights

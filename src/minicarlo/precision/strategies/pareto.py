@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.precision.plan import Plan
+from minicarlo.precision.plan import HALF, Plan
 from minicarlo.precision.strategies.base import Search, Strategy, Trial
 
 _UNITS = 4096
@@ -23,11 +24,14 @@ class Pareto(Strategy):
     """Search the chain of best plans by the true criterion, then spend what the tolerance has left.
 
     1. All layers in the cheapest format; if that passes, it is the answer.
-    2. The harm of each layer alone in each format (`sensitivity`) and its measured time (`cost`) are taken to add up. For every
-       budget of time a dynamic program finds the plan of least harm: a chain from the fastest plan to all fp32.
+    2. The harm of each layer alone in each format (`sensitivity`) and its measured time (`cost`) are taken to add up, but for
+       what all layers of a half precision have in common: with the first of them, what stands between layers is rounded, too.
+       For every budget of time a dynamic program finds the plan of least harm: a chain from the fastest plan to all fp32.
     3. The chain is searched for the fastest plan that really passes: first where the predicted harm, scaled by what the trial
        before it was wrong by, meets the tolerance; after three guesses by bisection.
     4. Layers that the last plan left in a dear format are lowered once more as far as the criterion has room.
+    5. A plan without half precision is tried with one fp32 layer in it, the one that saves most: what stands between layers is
+       then computed in half precision, too, and how much faster that is no layer's own time says.
 
     References:
         Additive sensitivity and measured time: HAWQ-V3, Z. Yao et al., https://arxiv.org/abs/2011.10680
@@ -53,6 +57,8 @@ class Pareto(Strategy):
                 continue
             trial = yield plan
             passed = trial if trial.accepted else passed
+        if passed is not None and (other := self._with_half(passed)) is not None:
+            yield other
 
     def _fastest(self, scale: float) -> Generator[Plan, Trial, Trial | None]:
         """The trial of the fastest plan of the chain that passes, the prediction being wrong by the factor `scale` to begin with.
@@ -90,33 +96,57 @@ class Pareto(Strategy):
         return trial.upper / harm if harm > 0 and math.isfinite(trial.upper + harm) else 0.0
 
     def _predicted(self, plan: Plan) -> float:
-        return sum(self.harm(name, form) for name, form in plan.items())
+        own = sum(self._own(name, form) for name, form in plan.items())
+        return own + sum(self._common[form] for form in set(plan.values()) & set(HALF))
+
+    def _own(self, name: str, form: str) -> float:
+        """The harm of a layer in a format beside others in the same."""
+        harm = self.harm(name, form)
+        return harm - self._common[form] if form in HALF and math.isfinite(harm) else harm
+
+    @cached_property
+    def _common(self) -> dict[str, float]:
+        """By half precision the harm that every layer in it does, which many do no more than one: the least of all."""
+        found = {}
+        for form in HALF:
+            harms = (self.harm(name, form) for name, forms in self.problem.formats.items() if form in forms)
+            found[form] = min((harm for harm in harms if math.isfinite(harm)), default=0.0)
+        return found
 
     def _best_plans(self) -> list[Plan]:
-        """The plans of least harm for their time, fastest first; the last is all fp32 (a multiple-choice knapsack, solved for all
-        budgets at once)."""
-        cost = {name: np.array([self.problem.cost(name, form) for form in forms]) for name, forms in self.formats.items()}
+        """The plans of least harm for their time, fastest first; the last is all fp32."""
+        exact = {name: [form for form in forms if form not in HALF] for name, forms in self.formats.items()}
+        plans = sorted((*self._least(self.formats), *self._least(exact)), key=self.cost)
+        chain = [self.reference()]
+        harms = [self._predicted(plan) for plan in plans]
+        better = [plan for place, plan in enumerate(plans) if harms[place] < min(harms[:place], default=math.inf)]
+        for plan in reversed(better):
+            if self.cost(plan) < self.cost(chain[-1]) * (1 - _APART):
+                chain.append(plan)
+        return chain[::-1]
+
+    def _least(self, formats: dict[str, list[str]]) -> list[Plan]:
+        """The plan of least harm for every time, what half precision has in common left out (a multiple-choice knapsack, solved
+        for all budgets at once)."""
+        cost = {name: np.array([self.problem.cost(name, form) for form in forms]) for name, forms in formats.items()}
         unit = max(sum(each.max() for each in cost.values()), 1e-30) / _UNITS
         least = np.zeros(1)  # harm by time
         chosen: list[NDArray[np.intp]] = []
         steps = {name: np.rint(each / unit).astype(int) for name, each in cost.items()}
-        for name, forms in self.formats.items():
+        for name, forms in formats.items():
             options = np.full((len(forms), len(least) + steps[name].max()), math.inf)
             for row, (step, form) in enumerate(zip(steps[name], forms, strict=True)):
-                options[row, step : step + len(least)] = least + self.harm(name, form)
+                options[row, step : step + len(least)] = least + self._own(name, form)
             chosen.append(options.argmin(0))
             least = options.min(0)
-        chain = [self.reference()]
-        better = np.flatnonzero(least < np.minimum.accumulate(np.concatenate([[math.inf], least[:-1]])))
-        for time in better[::-1]:
-            formats: dict[str, str] = {}
-            for name, choice in zip(reversed(self.formats), reversed(chosen), strict=True):
-                formats[name] = self.formats[name][choice[time]]
+        plans = []
+        for time in np.flatnonzero(least < np.minimum.accumulate(np.concatenate([[math.inf], least[:-1]]))):
+            plan: dict[str, str] = {}
+            for name, choice in zip(reversed(formats), reversed(chosen), strict=True):
+                plan[name] = formats[name][choice[time]]
                 time -= steps[name][choice[time]]
-            plan = Plan.of(dict(reversed(formats.items())))
-            if self.cost(plan) < self.cost(chain[-1]) * (1 - _APART):
-                chain.append(plan)
-        return chain[::-1]
+            plans.append(Plan.of(dict(reversed(plan.items()))))
+        return plans
 
     def _spent(self, passed: Trial, *, share: float) -> Plan:
         """The plan that passed with further layers lowered, most time saved for the harm first, until `share` of the room is
@@ -126,13 +156,32 @@ class Pareto(Strategy):
         steps = []
         for name, form in plan.items():
             for cheaper in self.formats[name][: self.formats[name].index(form)]:
-                harm = max(self.harm(name, cheaper) - self.harm(name, form), 0.0)
+                harm = max(self._own(name, cheaper) - self._own(name, form), 0.0)
                 saved = cost(name, form) - cost(name, cheaper)
                 if saved > 0 and harm <= room:
                     steps.append((saved / max(harm, 1e-12), harm, name, cheaper))
         changes: dict[str, str] = {}
+        there = set(plan.values())
         for _, harm, name, cheaper in sorted(steps, reverse=True):
-            if name not in changes and harm <= room:
+            first = self._common[cheaper] if cheaper in HALF and cheaper not in there else 0.0
+            if name not in changes and harm + first <= room:
                 changes[name] = cheaper
-                room -= harm
+                room -= harm + first
+                there.add(cheaper)
         return plan.with_formats(changes)
+
+    def _with_half(self, passed: Trial) -> Plan | None:
+        """The plan that passed with one of its fp32 layers in half precision; None if it has one, or none is harmless enough."""
+        plan, room = Plan.of(passed.plan), self.problem.tolerance - passed.upper
+        if any(plan.layers_in(form) for form in HALF):
+            return None
+        choices = [
+            (self.problem.cost(name, half) - self.problem.cost(name, form), name, half)
+            for name, form in plan.items()
+            for half in HALF
+            if form == "fp32" and half in self.formats[name] and self.harm(name, half) <= room
+        ]
+        if not choices:
+            return None
+        _, name, half = min(choices)
+        return plan.with_formats({name: half})
