@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +120,8 @@ class Pareto(Strategy):
         plans = sorted((*self._least(self.formats), *self._least(exact)), key=self.cost)
         chain = [self.reference()]
         harms = [self._predicted(plan) for plan in plans]
-        better = [plan for place, plan in enumerate(plans) if harms[place] < min(harms[:place], default=math.inf)]
+        faster = accumulate(harms[:-1], min, initial=math.inf)
+        better = [plan for plan, harm, least in zip(plans, harms, faster, strict=True) if harm < least]
         for plan in reversed(better):
             if self.cost(plan) < self.cost(chain[-1]) * (1 - _APART):
                 chain.append(plan)
