@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from minicarlo import __version__
 from minicarlo.cluster import Crew, connect
 from minicarlo.engines import machine
-from minicarlo.engines.network import Arrays
+from minicarlo.engines.network import Arrays, OpenVinoNetwork
 from minicarlo.errors import ClusterError
 from minicarlo.precision.criterion import Comparison, Criterion
 from minicarlo.precision.judge import Judge, Verdict
@@ -112,10 +113,10 @@ class JudgeOrder:
 _building = threading.Lock()
 
 
-def probed(judge: Judge, candidate: PlannedModel, criterion: bool) -> Probed:
-    """What comes of a candidate, with the criterion or only how far events move."""
+def probed(judge: Judge, ready: Callable[[], OpenVinoNetwork], criterion: bool) -> Probed:
+    """What comes of the candidate that `ready` compiles, with the criterion or only how far events move."""
     try:
-        network = judge.ready(candidate)
+        network = ready()
         ran = network.precision_report()  # of layers without a plan, too
     except RuntimeError:
         return None
@@ -123,7 +124,8 @@ def probed(judge: Judge, candidate: PlannedModel, criterion: bool) -> Probed:
 
 
 def _probe(order: JudgeOrder, candidate: tuple[PlannedModel, bool]) -> Probed:
-    return probed(order.judge, *candidate)
+    planned, criterion = candidate
+    return probed(order.judge, partial(order.judge.ready, planned), criterion)
 
 
 def _judge(order: JudgeOrder, candidate: tuple[PlannedModel, float]) -> Verdict | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -57,8 +56,7 @@ class LayerSensitivity:
     An int8 layer that alone does more than `share` is tried in its other schemes as well.
 
     Arguments:
-        probe: measures plans, in their order.
-        moved: how far plans move events, in their order.
+        probe: measures plans, in their order: by the criterion if that is wanted, else only how far they move events.
         known: what an interrupted run has measured, and where new measurements go.
         schemes: those of an int8 layer, the usual one first.
     """
@@ -66,14 +64,13 @@ class LayerSensitivity:
     def __init__(
         self,
         layers: tuple[Layer, ...],
-        probe: Callable[[Sequence[Plan]], Iterator[Probe]],
-        moved: Callable[[Sequence[Plan]], Iterator[float]],
+        probe: Callable[[Sequence[Plan], bool], Iterator[Probe]],
         known: Known,
         schemes: Callable[[str], list[Scheme]],
         share: float,
     ) -> None:
         self._reference = Plan.uniform(layers, "fp32")
-        self._probe, self._moved, self._known, self._schemes, self._share = probe, moved, known, schemes, share
+        self._probe, self._known, self._schemes, self._share = probe, known, schemes, share
         self.together: tuple[tuple[str, str], ...] = ()
         """(layer, format) of all that are measured at once when the first is asked for: what workers can do side by side."""
 
@@ -94,7 +91,7 @@ class LayerSensitivity:
         """Measure what is not known of (layer, format)."""
         unknown = [pair for pair in pairs if pair not in self._known.sensitivities]
         usual = {pair: self._schemes(pair[0])[0] for pair in unknown}
-        probes = self._probe([self._alone(*pair, usual[pair]) for pair in unknown])
+        probes = self._probe([self._alone(*pair, usual[pair]) for pair in unknown], True)
         harmful: dict[tuple[str, str], Probe] = {}
         for pair, probe in zip(unknown, probes, strict=True):
             if pair[1] != "int8":
@@ -110,27 +107,27 @@ class LayerSensitivity:
     def _choose_schemes(self, harmful: Mapping[tuple[str, str], Probe]) -> None:
         """Try the other schemes of int8 layers that have been probed in the usual one, and keep the best of each layer."""
         others = [(pair, scheme) for pair in harmful for scheme in self._schemes(pair[0])[1:]]
-        start, seconds = time.monotonic(), dict.fromkeys(harmful, 0.0)
-        tried = {pair: dict(probe.tried) for pair, probe in harmful.items()}
+        tried = {pair: {self._schemes(pair[0])[0]: probe} for pair, probe in harmful.items()}
         better: dict[tuple[str, str], Scheme] = {}
-        movements = self._moved([self._alone(*pair, scheme) for pair, scheme in others])
-        for (pair, scheme), movement in zip(others, movements, strict=True):
-            tried[pair][str(scheme)] = movement
-            seconds[pair] += time.monotonic() - start
-            start = time.monotonic()
-            if len(tried[pair]) == len(self._schemes(pair[0])):
-                best = min(self._schemes(pair[0]), key=lambda each: tried[pair][str(each)])
-                if tried[pair][str(best)] < (1 - _BETTER) * harmful[pair].movement:
+        probes = self._probe([self._alone(*pair, scheme) for pair, scheme in others], False)
+        for (pair, scheme), probe in zip(others, probes, strict=True):
+            found = tried[pair]
+            found[scheme] = probe
+            if len(found) == len(self._schemes(pair[0])):
+                best = min(found, key=lambda each: found[each].movement)
+                if found[best].movement < (1 - _BETTER) * harmful[pair].movement:
                     better[pair] = best
                 else:
-                    self._add(pair, harmful[pair], tried[pair], seconds[pair])
-        probes = self._probe([self._alone(*pair, scheme) for pair, scheme in better.items()])
+                    self._keep(pair, harmful[pair], found, 0.0)
+        probes = self._probe([self._alone(*pair, scheme) for pair, scheme in better.items()], True)
         for (pair, scheme), probe in zip(better.items(), probes, strict=True):
-            self._add(pair, replace(probe, scheme=scheme), tried[pair], harmful[pair].seconds + seconds[pair])
+            self._keep(pair, replace(probe, scheme=scheme), tried[pair], probe.seconds)
 
-    def _add(self, pair: tuple[str, str], probe: Probe, tried: Mapping[str, float], seconds: float) -> None:
-        """Keep a probe, which took so many more seconds to come to."""
-        self._known.add_sensitivity(*pair, replace(probe, tried=tried, seconds=probe.seconds + seconds))
+    def _keep(self, pair: tuple[str, str], probe: Probe, tried: Mapping[Scheme, Probe], more: float) -> None:
+        """Keep a probe, with what was tried to come to it and the seconds of all that, and `more`."""
+        seconds = more + sum(each.seconds for each in tried.values())
+        movements = {str(scheme): each.movement for scheme, each in tried.items()}
+        self._known.add_sensitivity(*pair, replace(probe, tried=movements, seconds=seconds))
 
     def _alone(self, layer: str, form: str, scheme: Scheme) -> Plan:
         return self._reference.with_formats({layer: form}).with_schemes({layer: scheme})

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Study:
         self._verdicts: dict[str, Verdict | None] = {}
         self._usual, self._not_offered = tuple(schemes), not_offered
         share = tolerance / math.sqrt(len(quantizer.layers))  # as what independent layers do adds up
-        self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, self._moved, history, self._schemes, share)
+        self.sensitivity = LayerSensitivity(quantizer.layers, self._probe, history, self._schemes, share)
         self.cost = objectives.cost
         self.trials: list[Trial] = []
 
@@ -196,40 +197,28 @@ class Study:
             self._verdicts[key] = verdict
         return self._verdicts.get(plan.key)
 
-    def _probe(self, plans: Sequence[Plan]) -> Iterator[Probe]:
-        """What each plan does to the criterion, in their order."""
-        start = time.monotonic()
-        for comparison, movement in self._alone(plans, criterion=True):
-            found = comparison or Comparison(math.inf, math.inf, math.inf, {})
-            yield Probe(found.value, movement, found.families, time.monotonic() - start)
-            start = time.monotonic()
+    def _probe(self, plans: Sequence[Plan], criterion: bool) -> Iterator[Probe]:
+        """What each plan does to the criterion and how far it moves events, in their order; infinite if it is not followed.
 
-    def _moved(self, plans: Sequence[Plan]) -> Iterator[float]:
-        """How far each plan moves events, in their order."""
-        return (movement for _, movement in self._alone(plans, criterion=False))
-
-    def _alone(self, plans: Sequence[Plan], *, criterion: bool) -> Iterator[tuple[Comparison | None, float]]:
-        """The criterion, if it is wanted, and the movement of each plan, in their order; infinite when it is not followed."""
+        Without `criterion` only how far it moves events.
+        """
         found: Iterator[Probed]
         if self._workers is None:
-            found = (self._probed(plan, criterion) for plan in plans)
+            found = (probed(self._evaluation, partial(self._evaluation.compile, plan), criterion) for plan in plans)
         else:
             found = self._workers.probe(((self._quantizer.apply(plan), criterion) for plan in plans), self._check_time)
+        start = time.monotonic()
         for plan in plans:
             self._check_time()
             self._tell(f"what {plan.describe().removeprefix('fp32, but ')} does alone")
             ran, comparison, movement = next(found) or ({}, None, math.inf)
-            followed = all(ran.get(name) == form for name, form in plan.items())
+            if any(ran.get(name) != form for name, form in plan.items()):
+                comparison, movement = None, math.inf
+            comparison = comparison or Comparison(math.inf, math.inf, math.inf, {})
             self._probes += 1
             self._tick()
-            yield (comparison, movement) if followed else (None, math.inf)
-
-    def _probed(self, plan: Plan, criterion: bool) -> Probed:
-        try:
-            planned = self._quantizer.apply(plan)
-        except RuntimeError:
-            return None
-        return probed(self._evaluation, planned, criterion)
+            yield Probe(comparison.value, movement, comparison.families, time.monotonic() - start)
+            start = time.monotonic()
 
     def _check_time(self) -> None:
         if self.budget.out_of_time:

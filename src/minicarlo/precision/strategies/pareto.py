@@ -50,15 +50,15 @@ class Pareto(Strategy):
         harms = self._excess(first)  # measured now; layers may be quantised better from here on, which says nothing of the first
         better = self.problem.resolve(first.planned).key != first.planned.key
         passed = yield from self._fastest(1.0 if better else max(harms, 1.0))
+        if passed is None:
+            return
         for spend in range(_SPENDS):
-            if passed is None:
-                return
             plan = self._spent(passed, share=0.5 ** (_SPENDS - 1 - spend))
             if self.cost(plan) > self.cost(Plan.of(passed.plan)) * (1 - _APART):
                 continue
             trial = yield plan
             passed = trial if trial.accepted else passed
-        if passed is not None and (other := self._with_half(passed)) is not None:
+        if (other := self._with_half(passed)) is not None:
             yield other
 
     def _fastest(self, scale: float) -> Generator[Plan, Trial, Trial | None]:
@@ -102,8 +102,7 @@ class Pareto(Strategy):
 
     def _own(self, name: str, form: str) -> float:
         """The harm of a layer in a format beside others in the same."""
-        harm = self.harm(name, form)
-        return harm - self._common[form] if form in HALF and math.isfinite(harm) else harm
+        return self.harm(name, form) - (self._common[form] if form in HALF else 0.0)
 
     @cached_property
     def _common(self) -> dict[str, float]:
@@ -175,7 +174,7 @@ class Pareto(Strategy):
     def _with_half(self, passed: Trial) -> Plan | None:
         """The plan that passed with one of its fp32 layers in half precision; None if it has one, or none is harmless enough."""
         plan, room = Plan.of(passed.plan), self.problem.tolerance - passed.upper
-        if any(plan.layers_in(form) for form in HALF):
+        if plan.inference_precision != "f32":
             return None
         choices = [
             (self.problem.cost(name, half) - self.problem.cost(name, form), name, half)
