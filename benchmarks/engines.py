@@ -40,7 +40,7 @@ from minicarlo.engines import usable_cores as cores_of
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Array, Key
 from minicarlo.engines.onnxruntime import OnnxRuntimeGenerator
-from minicarlo.engines.openvino import OpenVinoInference, _core, _keep_products_apart
+from minicarlo.engines.runtime import core, keep_products_apart
 from minicarlo.errors import MinicarloError
 from minicarlo.files import write_json
 from minicarlo.generation.settings import Settings, deviation, latency, race, throughput
@@ -60,6 +60,20 @@ UNITS = {"fp32": ("f32",), "bf16": ("amx_bf16", "bf16"), "int8": ("amx_int8", "i
 Make = Callable[[Settings], CompiledGenerator]
 
 
+class PlainInference(Inference):
+    """An inference of OpenVINO's that reads and writes memory of ours."""
+
+    def __init__(self, compiled: Any, ports: tuple[Any, Any, Any], batch: int, sample_shape: tuple[int, ...]) -> None:
+        super().__init__(batch, ports[0].get_partial_shape()[1].get_length(), sample_shape)
+        self._request = compiled.create_infer_request()
+        for port, array in zip(ports, (self.latent, self.incident_energy, self.samples), strict=True):
+            self._request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
+
+    def __call__(self) -> Array:
+        self._request.infer(share_outputs=True)
+        return self._samples
+
+
 class PlainOpenVino(RuntimeAccount, CompiledGenerator):
     """OpenVINO as its manual says: a performance hint decides streams and threads, requests are kept in flight.
 
@@ -71,9 +85,9 @@ class PlainOpenVino(RuntimeAccount, CompiledGenerator):
         self._watch(model)
         ports = [model.input(name) for name in ("latent", "incident_energy")]
         model.reshape({port: [settings.batch, port.get_partial_shape()[1].get_length()] for port in ports})
-        _keep_products_apart(model)
+        keep_products_apart(model)
         properties = {"PERFORMANCE_HINT": hint} | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
-        self._compiled = _core().compile_model(model, "CPU", properties)
+        self._compiled = core().compile_model(model, "CPU", properties)
         self._ports = *(self._compiled.input(name) for name in ("latent", "incident_energy")), self._compiled.output("showers")
         self.batch, self.threads = settings.batch, 1
         self.streams = int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
@@ -81,7 +95,7 @@ class PlainOpenVino(RuntimeAccount, CompiledGenerator):
         self._requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
 
     def inference(self) -> Inference:
-        return OpenVinoInference(self._compiled, self._ports, self.batch or 1, self.sample_shape)
+        return PlainInference(self._compiled, self._ports, self.batch or 1, self.sample_shape)
 
     def run(self, latent: Array, incident_energy: Array) -> Array:
         return np.concatenate([samples for _, samples in self.map([(0, latent, incident_energy)])])
@@ -150,7 +164,7 @@ def nncf_int8(surrogate: Surrogate, events: int) -> openvino.Model:
     import nncf
 
     batches = Calibration.over_range(surrogate, events, 1).batches()
-    return nncf.quantize(_core().read_model(surrogate.onnx), nncf.Dataset(batches), subset_size=len(batches))
+    return nncf.quantize(core().read_model(surrogate.onnx), nncf.Dataset(batches), subset_size=len(batches))
 
 
 def onnx_int8(surrogate: Surrogate, events: int, folder: Path) -> Path:
@@ -212,7 +226,7 @@ def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) ->
     """Everybody who can run here."""
     macs = multiply_accumulates(Graph(surrogate.onnx))
     found: list[Contestant] = []
-    plain = _core().read_model(surrogate.onnx)
+    plain = core().read_model(surrogate.onnx)
     quantised = nncf_int8(surrogate, events)
     default = "bf16" if has_bf16() else "fp32"
     for name, model, precision, unit in (

@@ -158,7 +158,8 @@ def test_precisions_that_are_not_there_are_refused(surrogate):
 
 
 def test_a_processor_without_bf16_says_so_and_runs_the_rest_in_fp32(surrogate, monkeypatch):
-    monkeypatch.setattr("minicarlo.engines.openvino.has_bf16", lambda: False)
+    for module in ("openvino", "runtime"):
+        monkeypatch.setattr(f"minicarlo.engines.{module}.has_bf16", lambda: False)
     reduced = compile_model(read_model(surrogate)[0], "bf16", batch=2)
     assert set(reduced.precision_report().values()) == {"fp32"}
     with pytest.raises(UnsupportedPrecision, match="does not compute in bf16"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.account import RuntimeAccount
-from minicarlo.engines.base import Key
-from minicarlo.engines.openvino import (
-    AS_PLANNED,
-    EMULATION,
-    InferencePrecision,
-    _core,
-    _keep_products_apart,
-    available,
-)
+from minicarlo.engines.base import Key, PrecisionReport
+from minicarlo.engines.epilogue import with_epilogue
+from minicarlo.engines.runtime import AS_PLANNED, EMULATION, InferencePrecision, available, core, keep_products_apart
 from minicarlo.errors import UnsupportedPrecision
 
 if TYPE_CHECKING:
@@ -40,6 +34,10 @@ class OpenVinoNetwork(RuntimeAccount):
     threads each stream has. Layers that the model itself does not quantise run in `inference_precision`. With `profile` the
     runtime takes the time of each layer (`layer_seconds`), at some cost in speed. With `emulate` what is int8 in the model is
     computed in float32 on the same rounded numbers.
+
+    On the processor, an element-wise end for which it pays is computed by a kernel of ours, in float32
+    (`minicarlo.engines.epilogue`). The runtime computes everything with `whole`, `profile` or `emulate`, and of single events,
+    where it would cost as much time to call the kernel as it saves.
     """
 
     def __init__(
@@ -52,34 +50,54 @@ class OpenVinoNetwork(RuntimeAccount):
         threads: int = 1,
         profile: bool = False,
         emulate: bool = False,
+        whole: bool = False,
+        device: str = "CPU",
     ) -> None:
         batch = next(iter(shapes.values()))[0]
         if min(streams, threads, abs(batch)) < 1:
             raise ValueError("batch, streams and threads must be at least 1")
-        model = _core().read_model(model) if isinstance(model, Path | str) else model.clone()
+        model = core().read_model(model) if isinstance(model, Path | str) else model.clone()
         self.batch, self.streams, self.threads = None if batch == -1 else batch, streams, threads
         self._watch(model)
+        on_processor = device == "CPU"
+        precision = available(inference_precision) if on_processor else "f32"
+        self._ours: tuple[str, ...] = ()
+        if on_processor and not (whole or profile or emulate or batch == 1):
+            model, self._ours = with_epilogue(model, products=precision == "f32")
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
-        _keep_products_apart(model)
-        properties = {
+        keep_products_apart(model)
+        properties: dict[str, Any] = {
             # The default is bf16 where there is hardware for it; where there is none, bf16 would be emulated.
-            "INFERENCE_PRECISION_HINT": available(inference_precision),
+            "INFERENCE_PRECISION_HINT": precision,
             "EXECUTION_MODE_HINT": "PERFORMANCE",
             "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams * threads,
-            "ENABLE_CPU_PINNING": False,  # every process would pin to the same first cores
             "PERF_COUNT": profile,
-            **AS_PLANNED,
-        } | (EMULATION if emulate else {})
-        self._compiled = _core().compile_model(model, "CPU", properties)
+        }
+        if on_processor:  # pinned, every process would sit on the same first cores
+            properties |= {"INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False} | AS_PLANNED
+        self._compiled = core().compile_model(model, device, properties | (EMULATION if emulate else {}))
         self._inputs = {name: self._compiled.input(name) for name in shapes}
         self._types = {name: port.get_element_type().to_dtype() for name, port in self._inputs.items()}
         self._outputs = {tensor_name(port): port for port in self._compiled.outputs}
-        self._requests: deque[Any] = deque()
+        self._requests: deque[Request] = deque()
 
     def output_shape(self, name: str) -> tuple[int, ...]:
         """Shape of one event of an output."""
         return tuple(dimension.get_length() for dimension in list(self._outputs[name].get_partial_shape())[1:])
+
+    def bound(self, inputs: Arrays, result: NDArray[Any]) -> Callable[[], None]:
+        """A function that computes the one output from `inputs` into `result`, whose memory it keeps; it allocates nothing."""
+        import openvino
+
+        request = self._compiled.create_infer_request()
+        places = {self._inputs[name]: array for name, array in inputs.items()} | {self._compiled.outputs[0]: result}
+        for port, array in places.items():
+            request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
+
+        def compute(_memory: Any = places) -> None:  # noqa: ANN401
+            request.infer(share_outputs=True)
+
+        return compute
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Outputs (N, ...) for inputs (N, ...), one inference after another."""
@@ -99,27 +117,27 @@ class OpenVinoNetwork(RuntimeAccount):
         return self._map(batches, 2 * self.streams if self.streams > 1 else 1)
 
     def _map(self, batches: Iterable[tuple[Key, Arrays]], depth: int) -> Iterator[tuple[Key, dict[str, NDArray[Any]]]]:
-        """A ring of `depth` requests: the oldest is waited for, emptied and handed out before it is used again."""
+        """A ring of `depth` requests: the oldest is waited for and its results handed out before it is used again."""
         while len(self._requests) < depth:
-            self._requests.append(self._compiled.create_infer_request())
+            self._requests.append(Request(self._compiled, self._outputs))
         idle = deque(self._requests.popleft() for _ in range(depth))  # ours until done: a second map takes others
-        running: deque[tuple[Key, int, Any]] = deque()
+        running: deque[tuple[Key, Request]] = deque()
         try:
             for key, inputs in batches:
                 if not idle:
                     yield self._finish(running, idle)
-                request = idle.popleft()
-                running.append((key, self._start(request, inputs), request))
+                self._start(idle[0], inputs)
+                running.append((key, idle.popleft()))
             while running:
                 yield self._finish(running, idle)
         finally:
-            for _, _, request in running:  # left behind by an error or by a caller who had enough
+            for _, request in running:  # left behind by an error or by a caller who had enough
                 with suppress(RuntimeError):
-                    request.wait()
+                    request.results()
                 idle.append(request)
             self._requests.extend(idle)
 
-    def _start(self, request: Any, inputs: Arrays) -> int:  # noqa: ANN401
+    def _start(self, request: Request, inputs: Arrays) -> None:
         arrays = {name: np.ascontiguousarray(inputs[name], kind) for name, kind in self._types.items()}
         lengths = {name: len(array) for name, array in arrays.items()}
         count = next(iter(lengths.values()))
@@ -128,15 +146,19 @@ class OpenVinoNetwork(RuntimeAccount):
         if self.batch is not None and count < self.batch:
             missing = self.batch - count
             arrays = {n: np.concatenate([a, np.broadcast_to(a[-1:], (missing, *a.shape[1:]))]) for n, a in arrays.items()}
-        request.start_async({self._inputs[name]: array for name, array in arrays.items()}, share_inputs=False)
-        return count
+        request.start({self._inputs[name]: array for name, array in arrays.items()}, count)
 
-    def _finish(self, running: deque[tuple[Key, int, Any]], idle: deque[Any]) -> tuple[Key, dict[str, NDArray[Any]]]:
-        key, count, request = running.popleft()
-        request.wait()
-        outputs = {name: request.get_tensor(port).data[:count].copy() for name, port in self._outputs.items()}
+    @staticmethod
+    def _finish(running: deque[tuple[Key, Request]], idle: deque[Request]) -> tuple[Key, dict[str, NDArray[Any]]]:
+        key, request = running.popleft()
         idle.append(request)
-        return key, outputs
+        return key, request.results()
+
+    def precision_report(self) -> PrecisionReport:
+        """The format each layer with multiply-accumulates runs in, as the runtime itself reports it; ours run in fp32."""
+        report = super().precision_report()
+        report |= dict.fromkeys(self._ours, "fp32")
+        return {name: report[name] for name in self._layers.values() if name in report}
 
     def assert_precision(self, expected: str) -> None:
         """Raise UnsupportedPrecision unless all layers run in the format `expected`."""
@@ -155,9 +177,48 @@ class OpenVinoNetwork(RuntimeAccount):
         return self._profiled({self._inputs[name]: array for name, array in inputs.items()}, rounds)
 
 
+class Request:
+    """An inference request. Its results lie in arrays of their own, which belong to whoever asks for them."""
+
+    def __init__(self, compiled: Any, outputs: Mapping[str, Any]) -> None:  # noqa: ANN401
+        self._request, self._outputs = compiled.create_infer_request(), outputs
+        self._shapes = {name: _event_shape(port) for name, port in outputs.items()}
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._count = 0
+
+    def start(self, inputs: Mapping[Any, NDArray[Any]], count: int) -> None:
+        """Begin to compute; the first `count` events are wanted."""
+        import openvino
+
+        self._count, self._arrays, batch = count, {}, len(next(iter(inputs.values())))
+        for name, port in self._outputs.items():
+            shape = self._shapes[name]
+            if shape is not None:  # straight into memory of the caller's
+                self._arrays[name] = np.empty((batch, *shape), port.get_element_type().to_dtype())
+                self._request.set_tensor(port, openvino.Tensor(self._arrays[name], shared_memory=True))
+        self._request.start_async(inputs, share_inputs=False)
+
+    def results(self) -> dict[str, NDArray[Any]]:
+        """Wait for the results, by name."""
+        self._request.wait()
+        arrays, self._arrays = self._arrays, {}
+        for name, port in self._outputs.items():
+            if name not in arrays:
+                arrays[name] = self._request.get_tensor(port).data.copy()
+        return {name: array[: self._count] for name, array in arrays.items()}
+
+
+def _event_shape(port: Any) -> tuple[int, ...] | None:  # noqa: ANN401
+    """The shape of an output (batch, ...) without the batch; None where it is open, or in other numbers than NumPy's."""
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic or not len(shape) or any(each.is_dynamic for each in list(shape)[1:]):
+        return None
+    return tuple(each.get_length() for each in list(shape)[1:])
+
+
 def read_network_file(source: Path | bytes) -> openvino.Model:
     """The graph in a file that OpenVINO reads by itself: ONNX (also as bytes), IR, a TensorFlow SavedModel."""
-    return _core().read_model(source)
+    return core().read_model(source)
 
 
 def tensor_name(port: Any) -> str:  # noqa: ANN401

@@ -16,7 +16,8 @@ from onnx import helper
 
 from minicarlo.engines.base import Array, Engine, Inference, Offer, PrecisionReport, missing_package
 from minicarlo.engines.onnx_writer import to_onnx
-from minicarlo.engines.openvino import check_graph, machine, read_ir
+from minicarlo.engines.openvino import check_graph
+from minicarlo.engines.runtime import machine, read_ir
 from minicarlo.engines.streams import ThreadedGenerator
 from minicarlo.errors import InvalidModel, InvalidSurrogate, UnsupportedEngine, UnsupportedPrecision
 from minicarlo.surrogate import Surrogate

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from minicarlo.engines.base import Array, Engine, Inference, Offer, PrecisionReport, missing_package
-from minicarlo.engines.openvino import check_graph, has_bf16, machine
+from minicarlo.engines.openvino import check_graph
+from minicarlo.engines.runtime import has_bf16, machine
 from minicarlo.engines.streams import ThreadedGenerator
 from minicarlo.errors import InvalidSurrogate
 from minicarlo.surrogate import Surrogate

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.network import Arrays, tensor_name
-from minicarlo.engines.openvino import write_ir
+from minicarlo.engines.runtime import write_ir
 from minicarlo.errors import InvalidModel
 
 if TYPE_CHECKING:

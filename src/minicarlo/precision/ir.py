@@ -9,7 +9,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 
-from minicarlo.engines.openvino import keep_precise
+from minicarlo.engines.runtime import keep_precise
 from minicarlo.precision.plan import HALF
 
 CARRIERS = frozenset(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from minicarlo.engines import CompiledGenerator, compile_model, mac_layers
 from minicarlo.engines.account import biases
 from minicarlo.engines.network import Arrays, OpenVinoNetwork
-from minicarlo.engines.openvino import write_ir
+from minicarlo.engines.runtime import write_ir
 from minicarlo.errors import TuningError
 from minicarlo.models.network import name_layers
 from minicarlo.precision.fast_layers import Fast, candidates, with_fast

@@ -1,0 +1,359 @@
+"""The element-wise end of a network, taken out of the runtime's graph and compiled into one pass (`vector_code`).
+
+Behind its last convolutions a generator of showers makes one number of each cell from a few: noise is added, layers are given
+their energies, cells under a threshold become zero, and the axes are put in order. A runtime does that operation by operation
+or group by group, each through memory; sums over layers and permutations are passes of their own. Here all of it is a loop over
+an event's cells while they are in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterable
+from functools import cache, cached_property
+from threading import local
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicarlo.engines.account import biases, mac_layers
+from minicarlo.engines.vector_code import Kernel, Program, Size, Step, kernel
+
+if TYPE_CHECKING:
+    import openvino
+
+_MOST_FACTORS = 64
+"""Inputs of a product that is computed together with the cells that it makes."""
+
+_KINDS = {
+    "Abs": "abs",
+    "Add": "add",
+    "Ceiling": "ceiling",
+    "Convert": "number",
+    "Divide": "divide",
+    "Equal": "equal",
+    "Floor": "floor",
+    "Greater": "greater",
+    "GreaterEqual": "greater_equal",
+    "Less": "less",
+    "LessEqual": "less_equal",
+    "Maximum": "maximum",
+    "Minimum": "minimum",
+    "Multiply": "multiply",
+    "Negative": "negative",
+    "NotEqual": "not_equal",
+    "Relu": "relu",
+    "Round": "round",
+    "Select": "select",
+    "Sqrt": "sqrt",
+    "Subtract": "subtract",
+}
+_VIEWS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}
+
+Order = NDArray[np.intp]
+"""Of each element of a value the cell of the result that it belongs to."""
+
+
+def with_epilogue(model: openvino.Model, *, products: bool = True) -> tuple[openvino.Model, tuple[str, ...]]:
+    """The graph with its end in one operation of ours, and the layers with multiply-accumulates in it, which run in fp32.
+
+    `model` is left as it was, and returned when there is nothing to gain, or something that is not understood. There is something
+    to gain when sums over rows are among what is element-wise, or a matrix product of few inputs that makes all cells; with
+    `products` such a product is taken in, too. The result can be compiled for the processor, but not be written.
+    """
+    if len(model.outputs) != 1:
+        return model, ()
+    end = _End(model.clone(), products=products)
+    program = end.program() if end.pays() else None
+    return (model, ()) if program is None else (end.replaced(kernel(program)), end.layers())
+
+
+class _End:
+    """The operations at the end of `model` that are computed cell by cell or row by row, by their names."""
+
+    def __init__(self, model: openvino.Model, *, products: bool) -> None:
+        self._parameters, self._products = model.get_parameters(), products
+        self._macs = mac_layers(model)
+        self._biases = biases(model, self._macs)
+        self._last = model.outputs[0].get_node().input_value(0)
+        self._sample = _event_shape(self._last) or ()
+        self._rows, self._cells = (*self._sample, 0)[0], math.prod(self._sample)
+        self._inside: dict[str, Any] = {}
+        if len(self._sample) > 1 and self._rows < self._cells and _kind(self._last) == "f32":
+            self._collect(model.get_ordered_ops())
+
+    def _collect(self, ordered: list[Any]) -> None:
+        """From the result backwards, every operation that is understood and that nothing else reads."""
+        after_sums: set[str] = set()
+        for op in ordered:
+            if self._is_sum(op) or any(value.get_node().get_name() in after_sums for value in op.input_values()):
+                after_sums.add(op.get_name())
+        last = self._last.get_node().get_name()
+        found: dict[str, Any] = {}
+        for op in reversed(ordered):
+            name = op.get_name()
+            if op.get_output_size() == 1 and (name == last or {each.get_name() for each in _readers(op)} <= found.keys()):
+                if self._understood(op, after_sums=name in after_sums):
+                    found[name] = op
+        self._inside = dict(reversed(found.items()))
+
+    def _understood(self, op: Any, *, after_sums: bool) -> bool:  # noqa: ANN401
+        kind, shape = op.get_type_name(), _event_shape(op.output(0))
+        if kind == "MatMul":
+            return self._is_product(op)
+        if kind == "ReduceSum":
+            return self._is_sum(op)
+        if shape is None or op.get_friendly_name() in self._biases:  # which the runtime adds within the layer
+            return False
+        if math.prod(shape) != self._cells and not (after_sums and math.prod(shape) == self._rows):
+            return False
+        if kind in _VIEWS:
+            before = _event_shape(op.input_value(0))
+            stays = kind != "Transpose" or (_is_constant(op.input_value(1)) and _data(op.input_value(1))[0] == 0)
+            return before is not None and math.prod(before) == math.prod(shape) and stays
+        if kind not in _KINDS or (kind == "Round" and op.get_attributes()["mode"] != "half_to_even"):
+            return False
+        if kind == "Convert" and (_kind(op.input_value(0)), _kind(op.output(0))) != ("boolean", "f32"):
+            return False
+        if not {_kind(value) for value in (*op.input_values(), op.output(0))} <= {"f32", "boolean"}:
+            return False
+        return all(self._broadcasts(value, shape) for value in op.input_values())
+
+    def _broadcasts(self, value: Any, shape: tuple[int, ...]) -> bool:  # noqa: ANN401
+        """Whether an operand has a number for each element of `shape`, for each row, for the event, or is a constant."""
+        if _is_constant(value):
+            given = tuple(value.get_shape())
+            return _kind(value) == "f32" and (len(given) <= len(shape) or (len(given) == len(shape) + 1 and given[0] == 1))
+        found = _event_shape(value)
+        of_rows = (self._rows, *(1,) * (len(shape) - 1))
+        return found is not None and len(found) == len(shape) and (found in (shape, of_rows) or set(found) == {1})
+
+    def _is_sum(self, op: Any) -> bool:  # noqa: ANN401
+        if op.get_type_name() != "ReduceSum" or not _is_constant(op.input_value(1)):
+            return False
+        rank = len(self._sample) + 1
+        axes = {int(axis) % rank for axis in _data(op.input_value(1)).reshape(-1)}
+        return _event_shape(op.input_value(0)) == self._sample and axes == set(range(2, rank))
+
+    def _is_product(self, op: Any) -> bool:  # noqa: ANN401
+        if not self._products or op.get_attributes()["transpose_a"] or not _is_constant(op.input_value(1)):
+            return False
+        factors, made = _event_shape(op.input_value(0)), _event_shape(op.output(0))
+        few = factors is not None and len(factors) == 1 and factors[0] <= _MOST_FACTORS
+        return few and made == (self._cells,) and {_kind(value) for value in op.input_values()} == {"f32"}
+
+    def pays(self) -> bool:
+        """Whether the runtime would go through memory for something that costs little here."""
+        return any(op.get_type_name() in ("ReduceSum", "MatMul") for op in self._inside.values())
+
+    def layers(self) -> tuple[str, ...]:
+        """Layers with multiply-accumulates among what was taken out."""
+        names = (op.get_friendly_name() for op in self._inside.values())
+        return tuple(self._macs[name] for name in names if name in self._macs)
+
+    @cached_property
+    def _leaves(self) -> dict[str, Any]:
+        """What the runtime still computes of what is read here."""
+        found = {}
+        for op in self._inside.values():
+            for value in _operands(op):
+                if not _is_constant(value) and value.get_node().get_name() not in self._inside:
+                    found[_name(value)] = value
+        return found
+
+    @cached_property
+    def _orders(self) -> dict[str, Order] | None:
+        """The order of each value of cells; None if one element were to belong to two cells."""
+        straight = np.arange(self._cells)
+        orders = {_name(self._last): straight}
+        for op in reversed(self._inside.values()):
+            order = orders.get(_name(op.output(0)))
+            if op.get_type_name() == "ReduceSum":
+                order = straight
+            if order is None:
+                continue
+            if op.get_type_name() == "Transpose":
+                turned = order.reshape(1, *(_event_shape(op.output(0)) or ()))
+                order = turned.transpose(np.argsort(_data(op.input_value(1)))).reshape(-1)
+            for value in _operands(op):
+                size = math.prod(_event_shape(value) or (0,))
+                if size == self._cells and not np.array_equal(orders.setdefault(_name(value), order), order):
+                    return None
+                if size == self._rows > 1 and not _is_constant(value) and not np.array_equal(order, straight):
+                    return None  # rows of something else
+        return orders
+
+    @cached_property
+    def _turned(self) -> Order:
+        """The order of cells with the rows innermost."""
+        return np.arange(self._cells).reshape(self._rows, -1).T.reshape(-1)
+
+    @cached_property
+    def _is_turned(self) -> bool:
+        """Whether the kernel reads cells with the rows innermost, where convolutions leave their channels."""
+        orders = self._orders or {}
+        leaves = [(value, orders[name]) for name, value in self._leaves.items() if name in orders]
+        return any(np.array_equal(order, self._turned) or _from_convolution(value) for value, order in leaves)
+
+    def program(self) -> Program | None:
+        """What is to be compiled; None if cells reach it in an order that is neither of the two it can have."""
+        if self._orders is None:
+            return None
+        straight = np.arange(self._cells)
+        wanted = self._turned if self._is_turned else straight
+        for name in self._leaves.keys() & self._orders.keys():
+            can_turn = self._is_turned and self._is_straight(name) and _event_shape(self._leaves[name]) == self._sample
+            if not np.array_equal(self._orders[name], wanted) and not can_turn:
+                return None
+        return Program(self._steps(self._orders, wanted), self._rows, self._cells // self._rows, turned=self._is_turned)
+
+    def _is_straight(self, name: str) -> bool:
+        return self._orders is not None and np.array_equal(self._orders[name], np.arange(self._cells))
+
+    def _steps(self, orders: dict[str, Order], wanted: Order) -> dict[str, Step]:
+        sizes: dict[int, Size] = {self._rows: "rows", 1: "event", self._cells: "cells"}
+        index = {name: place for place, name in enumerate(self._leaves)}
+        factors = {_name(op.input_value(0)) for op in self._inside.values() if op.get_type_name() == "MatMul"}
+        steps = {
+            name: Step("input", sizes[math.prod(_event_shape(value) or ())], index=index[name])
+            for name, value in self._leaves.items()
+            if name not in factors
+        }
+        same: dict[str, str] = {}
+        for op in self._inside.values():
+            name, kind = _name(op.output(0)), op.get_type_name()
+            size: Size = "cells" if name in orders else "rows"
+            if kind in _VIEWS:
+                source = _name(op.input_value(0))
+                same[name] = same.get(source, source)
+            elif kind == "MatMul":
+                weights = np.array(_data(op.input_value(1)), np.float32)
+                weights = weights.T if op.get_attributes()["transpose_b"] else weights
+                steps[name] = Step(
+                    "product", size, data=_in_order(weights, orders[name], wanted), index=index[_name(op.input_value(0))]
+                )
+            else:
+                inputs = []
+                for value in _operands(op):
+                    source = _name(value)
+                    if _is_constant(value):
+                        source = f"{name} {source}"
+                        steps[source] = self._constant(value, op, orders, wanted)
+                    inputs.append(same.get(source, source))
+                steps[name] = Step("sum" if kind == "ReduceSum" else _KINDS[kind], size, tuple(inputs))
+        last = same.get(_name(self._last), _name(self._last))
+        return {name: step for name, step in steps.items() if name != last} | {last: steps[last]}
+
+    def _constant(self, value: Any, op: Any, orders: dict[str, Order], wanted: Order) -> Step:  # noqa: ANN401
+        data = np.array(_data(value), np.float32)
+        if data.size == 1:
+            return Step("constant", "event", data=data.reshape(1))
+        data = np.broadcast_to(data, (1, *(_event_shape(op.output(0)) or ()))).reshape(-1)
+        order = orders.get(_name(op.output(0)))
+        if order is None:
+            return Step("constant", "rows", data=data)
+        return Step("constant", "cells", data=_in_order(data, order, wanted))
+
+    def replaced(self, compiled: Kernel) -> openvino.Model:
+        """The graph with the kernel in place of these operations."""
+        import openvino
+        from openvino import opset13 as operators
+
+        inputs = []
+        for name, value in self._leaves.items():
+            port = value
+            if self._is_turned and self._orders is not None and name in self._orders and self._is_straight(name):
+                axes = np.array([0, *range(2, len(self._sample) + 1), 1])
+                port = operators.transpose(value, operators.constant(axes)).output(0)
+            inputs.append(port)
+        last = _operation()(inputs, compiled, self._sample)
+        last.set_friendly_name("epilogue")
+        last.output(0).get_tensor().set_names(self._last.get_names())
+        return openvino.Model([operators.result(last.output(0))], self._parameters, "with epilogue")
+
+
+@cache
+def _operation() -> type:
+    """The class of the operation; OpenVINO is imported when it is first needed."""
+    from openvino import Op, PartialShape
+
+    class Epilogue(Op):  # type: ignore[misc]
+        """Calls a kernel, in the thread of the runtime's that has just computed its inputs."""
+
+        def __init__(self, inputs: list[Any], compiled: Kernel, sample: tuple[int, ...]) -> None:
+            self._kernel, self._sample = compiled, sample
+            self._own = local()
+            super().__init__(self, inputs)
+
+        def validate_and_infer_types(self) -> None:
+            batch = self.get_input_partial_shape(0)[0]
+            self.set_output_type(0, self.get_input_element_type(0), PartialShape([batch, *self._sample]))
+
+        def clone_with_new_inputs(self, inputs: list[Any]) -> Epilogue:
+            return Epilogue(inputs, self._kernel, self._sample)
+
+        def has_evaluate(self) -> bool:
+            return True
+
+        def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+            call = getattr(self._own, "call", None)
+            if call is None:
+                call = self._own.call = self._kernel.prepare()
+            *given, result = (each.data for each in (*inputs, outputs[0]))
+            call([_address(each) for each in given], _address(result), len(result))
+            return True
+
+    return Epilogue
+
+
+def _address(array: NDArray[np.float32]) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type] # in half the time of NumPy's
+
+
+def _name(value: Any) -> str:  # noqa: ANN401
+    return f"{value.get_node().get_name()}:{value.get_index()}"
+
+
+def _kind(value: Any) -> str:  # noqa: ANN401
+    return str(value.get_element_type().get_type_name())
+
+
+def _is_constant(value: Any) -> bool:  # noqa: ANN401
+    return bool(value.get_node().get_type_name() == "Constant")
+
+
+def _data(constant: Any) -> NDArray[Any]:  # noqa: ANN401
+    return np.asarray(constant.get_node().get_data())
+
+
+def _readers(op: Any) -> Iterable[Any]:  # noqa: ANN401
+    return (target.get_node() for target in op.output(0).get_target_inputs())
+
+
+def _operands(op: Any) -> list[Any]:  # noqa: ANN401
+    """The inputs that are values of an event."""
+    values = op.input_values()
+    return list(values[:1] if op.get_type_name() in (*_VIEWS, "ReduceSum", "MatMul") else values)
+
+
+def _from_convolution(value: Any) -> bool:  # noqa: ANN401
+    node = value.get_node()
+    makers = [node, *(each.get_node() for each in node.input_values())] if node.get_type_name() == "Add" else [node]
+    return any(each.get_type_name() == "Convolution" for each in makers)
+
+
+def _event_shape(value: Any) -> tuple[int, ...] | None:  # noqa: ANN401
+    """The shape of a value (batch, ...) without the batch; None if it has none, or another size is open."""
+    shape = value.get_partial_shape()
+    if shape.rank.is_dynamic or not len(shape) or shape[0].is_static or any(length.is_dynamic for length in list(shape)[1:]):
+        return None
+    return tuple(length.get_length() for length in list(shape)[1:])
+
+
+def _in_order(values: NDArray[np.float32], order: Order, wanted: Order) -> NDArray[np.float32]:
+    """(..., cells) by elements of the cells `order`, as (..., cells) by elements of the cells `wanted`."""
+    straight = np.empty_like(values)
+    straight[..., order] = values
+    return straight[..., wanted]

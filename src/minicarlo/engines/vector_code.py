@@ -1,0 +1,598 @@
+"""Machine code for the element-wise end of a network: one pass over memory for what a runtime does in many.
+
+The code is LLVM's, made for the processor at hand from explicit vectors, so that no optimiser decides the order of a sum: the
+same bits on every processor that has fused multiply-add.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import sha256
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal
+from weakref import WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from llvmlite import binding
+
+Array = NDArray[np.float32]
+
+_LANES = 16
+_TILE = 8
+_EVENTS = 4
+"""Events that share each element of a product's matrix while it is in a register."""
+
+_BINARY = {"add": "fadd", "subtract": "fsub", "multiply": "fmul", "divide": "fdiv"}
+_INTRINSIC = {"sqrt": "sqrt", "abs": "fabs", "round": "roundeven", "floor": "floor", "ceiling": "ceil"}
+_COMPARE = {"greater": "ogt", "greater_equal": "oge", "less": "olt", "less_equal": "ole", "equal": "oeq", "not_equal": "une"}
+
+Size = Literal["cells", "rows", "event"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One value of each cell, of each row of cells, or of the whole event.
+
+    `kind` says where it comes from: "constant" (`data`, as many numbers as cells or rows, or one), "input" (number `index` of the
+    arrays that are given), "product" (of such an array, of K numbers per event, with the matrix `data` (K, cells)), or from
+    `inputs` by an operation: add, subtract, multiply, divide, sqrt, abs, round (half to even), floor, ceiling, negative, maximum,
+    minimum, relu; greater, greater_equal, less, less_equal, equal, not_equal, whose results only `number` (1 or 0) and `select`
+    (of two others) read; and the `sum` over the cells of a row.
+    """
+
+    kind: str
+    size: Size
+    inputs: tuple[str, ...] = ()
+    data: Array | None = None
+    index: int = -1
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps by name, each after those that it reads; the last one is the result, of cells.
+
+    An event has `rows` x `row` cells. With `turned` all inputs and constants of cells that no row's value is needed for have
+    the rows innermost, (row, rows); the result never has.
+    """
+
+    steps: dict[str, Step]
+    rows: int
+    row: int
+    turned: bool
+
+    @property
+    def cells(self) -> int:
+        """Cells of an event."""
+        return self.rows * self.row
+
+
+class Kernel:
+    """A program compiled for this processor. Calls may run in several threads at once and hold no lock of Python's."""
+
+    def __init__(self, writer: _Writer) -> None:
+        self._code = _compiled(writer.text())
+        self._run = ctypes.CFUNCTYPE(None, *(ctypes.c_void_p,) * 4, ctypes.c_int64)(self._code.get_function_address("run"))
+        self._constants = _aligned(writer.constants)
+        self._scratch_size, self._inputs = writer.scratch_size, writer.inputs
+
+    def prepare(self) -> Callable[[Sequence[int], int, int], None]:
+        """A function of the addresses of all inputs, the address of the result and a number of events: it computes these. It has
+        memory of its own and is not to be called from two threads at once."""
+        scratch = np.empty(self._scratch_size, np.float32)
+        addresses = np.zeros(self._inputs, np.uint64)
+        places = [array.ctypes.data for array in (addresses, self._constants, scratch)]
+        keep = (scratch, addresses, self._constants, self._code)  # the function below needs them as long as it lives
+
+        def call(inputs: Sequence[int], out: int, events: int) -> None:
+            keep[1][:] = inputs
+            self._run(*places, out, events)
+
+        return call
+
+
+_kernels: WeakValueDictionary[bytes, Kernel] = WeakValueDictionary()
+
+
+def kernel(program: Program) -> Kernel:
+    """`program` compiled; the same kernel for the same program."""
+    writer = _Writer(program)
+    digest = sha256(writer.text().encode() + b"".join(each.tobytes() for each in writer.constants)).digest()
+    found = _kernels.get(digest)
+    if found is None:
+        found = _kernels[digest] = Kernel(writer)
+    return found
+
+
+def _aligned(parts: Sequence[Array]) -> Array:
+    whole = np.concatenate(parts)
+    memory = np.empty(len(whole) + _LANES, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    memory[start : start + len(whole)] = whole
+    return memory[start : start + len(whole)]
+
+
+@cache
+def _target() -> binding.Target:
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding.Target.from_default_triple()
+
+
+@cache
+def _has_fma() -> bool:
+    from llvmlite import binding
+
+    return binding.get_host_cpu_features().get("fma", False) or "aarch64" in binding.get_default_triple()
+
+
+def _compiled(text: str) -> binding.ExecutionEngine:
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features().flatten()
+    machine = _target().create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3, jit=True)
+    module = binding.parse_assembly(text)
+    module.verify()
+    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
+    builder.getModulePassManager().run(module, builder)
+    engine = binding.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    return engine
+
+
+@dataclass
+class _Body:
+    """Lines of a function while it is written."""
+
+    lines: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def name(self) -> str:
+        self.count += 1
+        return f"%v{self.count}"
+
+    def let(self, text: str) -> str:
+        name = self.name()
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def do(self, text: str) -> None:
+        self.lines.append(f"  {text}")
+
+    def loop(self, first: str | int, last: str | int, step: int, body: Callable[[str], None]) -> None:
+        """`for i in range(first, last, step): body(i)`, of whole steps only."""
+        self.count += 1
+        tag = f"l{self.count}"
+        counter = self.let("alloca i64")
+        self.do(f"store i64 {first}, ptr {counter}")
+        self.do(f"br label %{tag}.head")
+        self.lines.append(f"{tag}.head:")
+        index = self.let(f"load i64, ptr {counter}")
+        end = self.let(f"add i64 {index}, {step}")
+        inside = self.let(f"icmp sle i64 {end}, {last}")
+        self.do(f"br i1 {inside}, label %{tag}.body, label %{tag}.done")
+        self.lines.append(f"{tag}.body:")
+        body(index)
+        self.do(f"store i64 {end}, ptr {counter}")
+        self.do(f"br label %{tag}.head")
+        self.lines.append(f"{tag}.done:")
+
+    def sweep(self, count: int, body: Callable[[str, int], None]) -> None:
+        """`body(i, lanes)` for all of `count` elements, vectors first and single ones for the rest."""
+        whole = count // _LANES * _LANES
+        if whole:
+            self.loop(0, whole, _LANES, lambda index: body(index, _LANES))
+        if whole < count:
+            self.loop(whole, count, 1, lambda index: body(index, 1))
+
+    def place(self, base: str, *offsets: str | int) -> str:
+        """The address of a float: `base` and the sum of offsets, in floats."""
+        for offset in offsets:
+            if offset not in (0, "0"):
+                base = self.let(f"getelementptr inbounds float, ptr {base}, i64 {offset}")
+        return base
+
+    def load(self, address: str, lanes: int) -> str:
+        return self.let(f"load {_type(lanes)}, ptr {address}, align 4")
+
+    def store(self, value: str, address: str, lanes: int) -> None:
+        self.do(f"store {_type(lanes)} {value}, ptr {address}, align 4")
+
+    def times(self, index: str, factor: int) -> str:
+        return self.let(f"mul i64 {index}, {factor}")
+
+    def splat(self, value: str, lanes: int, kind: str = "float") -> str:
+        if lanes == 1:
+            return value
+        one = self.let(f"insertelement <{lanes} x {kind}> poison, {kind} {value}, i64 0")
+        return self.let(f"shufflevector <{lanes} x {kind}> {one}, <{lanes} x {kind}> poison, <{lanes} x i32> zeroinitializer")
+
+    def number(self, value: float, lanes: int) -> str:
+        return self.splat(_float(value), lanes) if lanes > 1 else _float(value)
+
+    def intrinsic(self, name: str, lanes: int, *operands: str) -> str:
+        typed = ", ".join(f"{_type(lanes)} {each}" for each in operands)
+        return self.let(f"call {_type(lanes)} @llvm.{name}.{_suffix(lanes)}({typed})")
+
+
+def _kind(step: Step) -> str:
+    return "i1" if step.kind in _COMPARE else "float"
+
+
+def _type(lanes: int) -> str:
+    return "float" if lanes == 1 else f"<{lanes} x float>"
+
+
+def _bits(lanes: int) -> str:
+    return "i1" if lanes == 1 else f"<{lanes} x i1>"
+
+
+def _suffix(lanes: int) -> str:
+    return "f32" if lanes == 1 else f"v{lanes}f32"
+
+
+def _float(value: float) -> str:
+    """A float32 as LLVM writes it: the bits of the double that equals it."""
+    return f"0x{np.float64(np.float32(value)).view(np.uint64):016X}"
+
+
+class _Writer:
+    """The text of a program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.steps = program, program.steps
+        of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and t.size == "cells"}
+        of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
+        self._planes = dict(zip(of_cells, accumulate((len(each) for each in of_cells.values()), initial=0), strict=False))
+        self._depth = sum(map(len, of_cells.values()))
+        blocks = -(-program.cells // _LANES)
+        table = np.zeros((self._depth, blocks * _LANES), np.float32)
+        table[:, : program.cells] = np.concatenate([*of_cells.values(), np.zeros((0, program.cells))])
+        sizes = (each.size for each in of_rows.values())
+        self._offsets = dict(zip(of_rows, accumulate(sizes, initial=table.size), strict=False))
+        self.constants = [
+            table.reshape(self._depth, blocks, _LANES).transpose(1, 0, 2).reshape(-1),
+            *(each.reshape(-1) for each in of_rows.values()),
+        ]
+        self.inputs = 1 + max((step.index for step in self.steps.values()), default=-1)
+        self._result = list(self.steps)[-1]
+        self._first = self._without_rows()
+        self.kept = self._kept()
+        self._length = -(-program.cells // _LANES) * _LANES
+        self.scratch_size = (_EVENTS + program.turned) * len(self.kept) * self._length
+
+    def _without_rows(self) -> set[str]:
+        """The values of cells that need no row's value: the first pass, in the order of the inputs."""
+        found: set[str] = set()
+        for name, step in self.steps.items():
+            if step.size == "cells" and all(i in found or self.steps[i].size == "event" for i in step.inputs):
+                found.add(name)
+        for name, step in reversed(self.steps.items()):
+            if step.kind in _COMPARE and any(name in other.inputs and n not in found for n, other in self.steps.items()):
+                found.discard(name)  # made again where it is read: what is kept are numbers
+        return found
+
+    def _kept(self) -> list[str]:
+        """What the first pass leaves for the rows."""
+        needed = {i for name, step in self.steps.items() if name not in self._first for i in step.inputs}
+        return [n for n in self.steps if n in self._first and (n in needed or n == self._result)]
+
+    def text(self) -> str:
+        """The whole module."""
+        functions = [self._cells(events) for events in (_EVENTS, 1)]
+        if self.program.turned:
+            functions.append(self._turn())
+        functions += [self._rows(), self._run()]
+        declared = [
+            f"declare {_type(lanes)} @llvm.{name}.{_suffix(lanes)}({', '.join([_type(lanes)] * count)})"
+            for lanes in (1, _LANES)
+            for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3))
+        ]
+        return "\n".join([*declared, *functions])
+
+    # one value
+
+    def _operation(self, body: _Body, step: Step, values: Sequence[str], lanes: int) -> str:
+        kind, type_ = step.kind, _type(lanes)
+        if kind in _BINARY:
+            return body.let(f"{_BINARY[kind]} {type_} {values[0]}, {values[1]}")
+        if kind in _INTRINSIC:
+            return body.intrinsic(_INTRINSIC[kind], lanes, values[0])
+        if kind in _COMPARE:
+            return body.let(f"fcmp {_COMPARE[kind]} {type_} {values[0]}, {values[1]}")
+        if kind in ("maximum", "minimum", "relu"):  # what is not a number stays so
+            first, second = values[0], values[1] if len(values) > 1 else body.number(0.0, lanes)
+            other = body.let(f"fcmp {'ogt' if kind == 'minimum' else 'olt'} {type_} {first}, {second}")
+            return self._select(body, other, second, first, lanes)
+        if kind == "select":
+            return self._select(body, values[0], values[1], values[2], lanes)
+        if kind == "number":
+            return self._select(body, values[0], body.number(1.0, lanes), body.number(0.0, lanes), lanes)
+        assert kind == "negative", kind
+        return body.let(f"fneg {type_} {values[0]}")
+
+    def _select(self, body: _Body, which: str, first: str, second: str, lanes: int) -> str:
+        return body.let(f"select {_bits(lanes)} {which}, {_type(lanes)} {first}, {_type(lanes)} {second}")
+
+    def _constant_of_cells(self, body: _Body, name: str, index: str, lanes: int, k: int = 0) -> str:
+        """All that is known of sixteen cells lies together, so that it is one stream from memory."""
+        block, lane = index, "0"
+        if lanes == 1:
+            block, lane = body.let(f"and i64 {index}, {-_LANES}"), body.let(f"and i64 {index}, {_LANES - 1}")
+        start = body.times(block, self._depth)
+        return body.load(body.place("%constants", start, (self._planes[name] + k) * _LANES, lane), lanes)
+
+    def _single(self, body: _Body, name: str, at: str = "0") -> str:
+        step = self.steps[name]
+        assert step.data is not None
+        if step.size == "event":
+            return body.number(float(step.data.item()), 1)
+        return body.load(body.place("%constants", self._offsets[name], at), 1)
+
+    # the first pass: cells in the order of the inputs
+
+    def _cells(self, events: int) -> str:
+        """Everything of cells that needs no row's value, of so many events from `first` on, into the scratch memory."""
+        body = _Body()
+        inputs = self._input_addresses(body)
+        starts = [body.let(f"add i64 %first, {event}") for event in range(events)]
+        singles = [self._event_values(body, inputs, start) for start in starts]
+        products = [name for name in self.steps if self.steps[name].kind == "product"]
+
+        def sweep(index: str, lanes: int) -> None:
+            known: list[dict[str, str]] = [{} for _ in range(events)]
+            for name in products:
+                for event, value in enumerate(self._product(body, name, inputs, starts, index, lanes)):
+                    known[event][name] = value
+            for event in range(events):
+                values = known[event]
+                for name in self.kept:
+                    value = self._cell(body, name, index, lanes, values, singles[event], inputs, starts[event])
+                    place = (event * len(self.kept) + self.kept.index(name)) * self._length
+                    body.store(value, body.place("%scratch", index, place), lanes)
+
+        body.sweep(self.program.cells, sweep)
+        parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %scratch, i64 %first"
+        return _function(f"cells{events}", parameters, body)
+
+    def _input_addresses(self, body: _Body) -> list[str]:
+        places = [body.let(f"getelementptr inbounds ptr, ptr %inputs, i64 {i}") for i in range(self.inputs)]
+        return [body.let(f"load ptr, ptr {place}") for place in places]
+
+    def _event_values(self, body: _Body, inputs: list[str], event: str) -> dict[str, str]:
+        """The values that an event has one of."""
+        found: dict[str, str] = {}
+        for name, step in self.steps.items():
+            if step.size != "event":
+                continue
+            if step.kind == "constant":
+                found[name] = self._single(body, name)
+            elif step.kind == "input":
+                found[name] = body.load(body.place(inputs[step.index], event), 1)
+            else:
+                found[name] = self._operation(body, step, [found[i] for i in step.inputs], 1)
+        return found
+
+    def _product(self, body: _Body, name: str, inputs: list[str], starts: list[str], index: str, lanes: int) -> list[str]:
+        step = self.steps[name]
+        assert step.data is not None
+        depth = len(step.data)
+        sums = [body.number(0.0, lanes) for _ in starts]
+        offsets = [body.times(start, depth) for start in starts]
+        for k in range(depth):
+            weight = self._constant_of_cells(body, name, index, lanes, k)
+            for event, offset in enumerate(offsets):
+                factor = body.splat(body.load(body.place(inputs[step.index], offset, k), 1), lanes)
+                if _has_fma():
+                    sums[event] = body.intrinsic("fma", lanes, factor, weight, sums[event])
+                else:
+                    sums[event] = body.let(
+                        f"fadd {_type(lanes)} {sums[event]}, {body.let(f'fmul {_type(lanes)} {factor}, {weight}')}"
+                    )
+        return sums
+
+    def _cell(
+        self,
+        body: _Body,
+        name: str,
+        index: str,
+        lanes: int,
+        known: dict[str, str],
+        single: dict[str, str],
+        inputs: list[str],
+        event: str,
+    ) -> str:
+        if name in known:
+            return known[name]
+        step = self.steps[name]
+        if step.size == "event":
+            known[name] = body.splat(single[name], lanes, _kind(step))
+        elif step.kind == "constant":
+            known[name] = self._constant_of_cells(body, name, index, lanes)
+        elif step.kind == "input":
+            place = body.place(inputs[step.index], body.times(event, self.program.cells), index)
+            known[name] = body.load(place, lanes)
+        else:
+            values = [self._cell(body, i, index, lanes, known, single, inputs, event) for i in step.inputs]
+            known[name] = self._operation(body, step, values, lanes)
+        return known[name]
+
+    # between the passes
+
+    def _turn(self) -> str:
+        """(row, rows) to (rows, row), in tiles that are transposed in registers."""
+        body = _Body()
+        rows, row = self.program.rows, self.program.row
+        tiles = rows // _TILE * _TILE
+
+        def tile(r: str, g: str) -> None:
+            source = body.place("%source", body.times(r, rows), g)
+            parts = [body.load(body.place(source, j * rows), _TILE) for j in range(_TILE)]
+            target = body.place("%target", body.times(g, row), r)
+            for j, value in enumerate(_transposed(body, parts)):
+                body.store(value, body.place(target, j * row), _TILE)
+
+        def single(r: str, g: str) -> None:
+            value = body.load(body.place("%source", body.times(r, rows), g), 1)
+            body.store(value, body.place("%target", body.times(g, row), r), 1)
+
+        if tiles:
+            body.loop(0, row, _TILE, lambda r: body.loop(0, tiles, _TILE, lambda g: tile(r, g)))
+            body.loop(row // _TILE * _TILE, row, 1, lambda r: body.loop(0, tiles, 1, lambda g: single(r, g)))
+        if tiles < rows:
+            body.loop(tiles, rows, 1, lambda g: body.loop(0, row, 1, lambda r: single(r, g)))
+        return _function("turn", "ptr noalias %source, ptr noalias %target", body)
+
+    # the passes over rows
+
+    def _rows(self) -> str:
+        """Sums over each row, what follows from them, and the result."""
+        body = _Body()
+        inputs = self._input_addresses(body)
+        single = self._event_values(body, inputs, "%event")
+        row, rows = self.program.row, self.program.rows
+        levels = self._levels()
+        deepest = max(levels.values(), default=0)
+
+        def of_row(g: str) -> None:
+            known: dict[str, str] = dict(single)
+            start = body.times(g, row)
+
+            def scalar(name: str) -> str:
+                if name not in known:
+                    step = self.steps[name]
+                    if step.kind == "constant":
+                        known[name] = self._single(body, name, g)
+                    elif step.kind == "input":
+                        place = body.place(inputs[step.index], body.times("%event", rows), g)
+                        known[name] = body.load(place, 1)
+                    else:
+                        known[name] = self._operation(body, step, [scalar(i) for i in step.inputs], 1)
+                return known[name]
+
+            def cell(name: str, at: str, lanes: int, here: dict[str, str]) -> str:
+                if name not in here:
+                    step = self.steps[name]
+                    if step.size != "cells":
+                        here[name] = body.splat(scalar(name), lanes, _kind(step))
+                    elif name in self._first:
+                        offset = self.kept.index(name) * self._length
+                        here[name] = body.load(body.place("%kept", offset, start, at), lanes)
+                    else:
+                        here[name] = self._operation(body, step, [cell(i, at, lanes, here) for i in step.inputs], lanes)
+                return here[name]
+
+            def prepare(name: str) -> None:
+                """Scalars that a value of cells needs are computed before its loop."""
+                step = self.steps[name]
+                if step.size != "cells":
+                    scalar(name)
+                elif name not in self._first:
+                    for each in step.inputs:
+                        prepare(each)
+
+            for level in range(1, deepest + 1):
+                for name in (n for n, step in self.steps.items() if step.kind == "sum" and levels[n] == level):
+                    (source,) = self.steps[name].inputs
+                    prepare(source)
+                    known[name] = self._sum(body, row, lambda at, lanes, s=source: cell(s, at, lanes, {}))  # type: ignore[misc]
+            prepare(self._result)
+
+            def write(at: str, lanes: int) -> None:
+                body.store(cell(self._result, at, lanes, {}), body.place("%out", start, at), lanes)
+
+            body.sweep(row, write)
+
+        body.loop(0, rows, 1, of_row)
+        parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %kept, ptr noalias %out, i64 %event"
+        return _function("rows", parameters, body)
+
+    def _levels(self) -> dict[str, int]:
+        """How many sums over rows lie between a value and the inputs."""
+        found: dict[str, int] = {}
+        for name, step in self.steps.items():
+            found[name] = max((found[i] for i in step.inputs), default=0) + (step.kind == "sum")
+        return found
+
+    def _sum(self, body: _Body, count: int, value: Callable[[str, int], str]) -> str:
+        """Sixteen partial sums, added pairwise in the end, and what the vectors leave over."""
+        parts, rest = body.let(f"alloca {_type(_LANES)}"), body.let("alloca float")
+        body.store(body.number(0.0, _LANES), parts, _LANES)
+        body.store(_float(0.0), rest, 1)
+
+        def add(at: str, lanes: int) -> None:
+            place = parts if lanes > 1 else rest
+            so_far, more = body.load(place, lanes), value(at, lanes)
+            body.store(body.let(f"fadd {_type(lanes)} {so_far}, {more}"), place, lanes)
+
+        body.sweep(count, add)
+        total, lanes = body.load(parts, _LANES), _LANES
+        while lanes > 1:
+            halves = [
+                body.let(
+                    f"shufflevector {_type(lanes)} {total}, {_type(lanes)} poison, <{lanes // 2} x i32> "
+                    f"<{', '.join(f'i32 {start + i}' for i in range(lanes // 2))}>"
+                )
+                for start in (0, lanes // 2)
+            ]
+            lanes //= 2
+            total = body.let(f"fadd <{lanes} x float> {halves[0]}, {halves[1]}")
+        total = body.let(f"extractelement <1 x float> {total}, i64 0")
+        return body.let(f"fadd float {total}, {body.load(rest, 1)}")
+
+    def _run(self) -> str:
+        body = _Body()
+        kept, length = len(self.kept), self._length
+
+        def events(first: str, count: int) -> None:
+            body.do(f"call void @cells{count}(ptr %inputs, ptr %constants, ptr %scratch, i64 {first})")
+            for event in range(count):
+                source = body.place("%scratch", event * kept * length)
+                if self.program.turned:
+                    target = body.place("%scratch", _EVENTS * kept * length)
+                    for each in range(kept):
+                        places = [body.place(base, each * length) for base in (source, target)]
+                        body.do(f"call void @turn(ptr {places[0]}, ptr {places[1]})")
+                    source = target
+                number = body.let(f"add i64 {first}, {event}")
+                out = body.place("%out", body.times(number, self.program.cells))
+                body.do(f"call void @rows(ptr %inputs, ptr %constants, ptr {source}, ptr {out}, i64 {number})")
+
+        body.loop(0, "%events", _EVENTS, lambda first: events(first, _EVENTS))
+        whole = body.times(body.let(f"sdiv i64 %events, {_EVENTS}"), _EVENTS)
+        body.loop(whole, "%events", 1, lambda first: events(first, 1))
+        return _function("run", "ptr %inputs, ptr %constants, ptr %scratch, ptr %out, i64 %events", body, public=True)
+
+
+def _function(name: str, parameters: str, body: _Body, *, public: bool = False) -> str:
+    """Memory on the stack is taken once, in the beginning; passes stay functions of their own, which compile well."""
+    taken = [line for line in body.lines if " = alloca " in line]
+    rest = [line for line in body.lines if " = alloca " not in line]
+    head = f"define {'' if public else 'internal '}void @{name}({parameters}) {'' if public else 'noinline '}nounwind {{"
+    return "\n".join([head, "entry:", *taken, *rest, "  ret void", "}"])
+
+
+def _transposed(body: _Body, parts: list[str]) -> list[str]:
+    """Rows of a square become its columns: pairs of rows are interleaved at distances of one half, one quarter, ..."""
+    size = len(parts)
+    kind = f"<{size} x float>"
+    for stage in range(int(math.log2(size))):
+        width = 1 << stage
+        pairs = [(i, i | width) for i in range(size) if not i & width]
+        first = [(i if not i & width else size + (i ^ width)) for i in range(size)]
+        second = [(i | width if not i & width else size + i) for i in range(size)]
+        new = list(parts)
+        for a, b in pairs:
+            for target, order in ((a, first), (b, second)):
+                mask = ", ".join(f"i32 {i}" for i in order)
+                new[target] = body.let(f"shufflevector {kind} {parts[a]}, {kind} {parts[b]}, <{size} x i32> <{mask}>")
+        parts = new
+    return parts

@@ -1,0 +1,333 @@
+"""The element-wise end of a network as one kernel: the same numbers as the runtime's, the same bits however it is asked."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from openvino import opset13 as ops
+
+from minicarlo.engines.epilogue import with_epilogue
+from minicarlo.engines.network import OpenVinoNetwork, read_network_file
+from minicarlo.engines.openvino import OpenVinoGenerator, read_model
+from minicarlo.engines.vector_code import Program, Step, kernel
+from minicarlo.surrogate import Surrogate
+
+UNARY = {
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "round": np.round,
+    "floor": np.floor,
+    "ceiling": np.ceil,
+    "negative": np.negative,
+    "relu": lambda x: np.maximum(x, 0),
+}
+BINARY = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.divide,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+}
+COMPARE = {
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+}
+
+
+KINDS = ["abs", "negative", "relu", "add", "multiply", "maximum", "minimum", "select", "number", "sum"]
+
+
+def expected(program: Program, inputs: list[np.ndarray]) -> np.ndarray:
+    """What NumPy makes of a program, (events, rows, row); every step in float32."""
+    events, (rows, row) = len(inputs[0]), (program.rows, program.row)
+
+    def of_cells(flat: np.ndarray) -> np.ndarray:
+        if program.turned:
+            return flat.reshape(-1, row, rows).transpose(0, 2, 1)
+        return flat.reshape(-1, rows, row)
+
+    values: dict[str, np.ndarray] = {}
+    for name, step in program.steps.items():
+        shape = {"cells": of_cells, "rows": lambda x: x.reshape(-1, rows, 1), "event": lambda x: x.reshape(-1, 1, 1)}[step.size]
+        read = [values[each] for each in step.inputs]
+        if step.kind == "constant":
+            values[name] = shape(step.data)
+        elif step.kind == "input":
+            values[name] = shape(inputs[step.index])
+        elif step.kind == "product":
+            values[name] = shape(inputs[step.index] @ step.data)
+        elif step.kind == "sum":
+            values[name] = np.broadcast_to(read[0], (events, rows, row)).sum(2, keepdims=True)
+        elif step.kind == "select":
+            values[name] = np.where(*read)
+        elif step.kind == "number":
+            values[name] = read[0].astype(np.float32)
+        else:
+            values[name] = (UNARY | BINARY | COMPARE)[step.kind](*read)
+    return np.broadcast_to(values[list(program.steps)[-1]], (events, rows, row))
+
+
+def computed(program: Program, inputs: list[np.ndarray], events: int) -> np.ndarray:
+    """What the kernel makes of it, in memory that nothing else may be written to."""
+    memory = np.full((events + 2, program.rows, program.row), 777.0, np.float32)
+    kernel(program).prepare()([each.ctypes.data for each in inputs], memory[1].ctypes.data, events)
+    assert (memory[0] == 777).all() and (memory[-1] == 777).all()
+    return memory[1:-1]
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> tuple[Program, list[np.ndarray], int]:
+    """Programs of small whole numbers, which float32 adds up exactly in any order."""
+    rows, row, events = draw(st.integers(1, 20)), draw(st.integers(1, 50)), draw(st.integers(1, 9))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def numbers(*shape: int) -> np.ndarray:
+        return random.integers(-3, 4, shape).astype(np.float32)
+
+    inputs = [numbers(events, rows * row), numbers(events, rows), numbers(events, 1), numbers(events, 3)]
+    steps = {
+        "cell": Step("input", "cells", index=0),
+        "row": Step("input", "rows", index=1),
+        "event": Step("input", "event", index=2),
+        "product": Step("product", "cells", data=numbers(3, rows * row), index=3),
+        "cell constant": Step("constant", "cells", data=numbers(rows * row)),
+        "row constant": Step("constant", "rows", data=numbers(rows)),
+        "constant": Step("constant", "event", data=numbers(1)),
+    }
+    last = "cell"
+    for number in range(draw(st.integers(1, 10))):
+        names = [name for name, step in steps.items() if step.kind not in COMPARE]
+
+        def size(*read: str) -> str:
+            return min((steps[each].size for each in read), key=["cells", "rows", "event"].index)
+
+        one, two = (draw(st.sampled_from(names)) for _ in range(2))
+        kind = draw(
+            st.sampled_from(["abs", "negative", "relu", "add", "multiply", "maximum", "minimum", "select", "number", "sum"])
+        )
+        read = {"abs": [last], "negative": [last], "relu": [last]}.get(kind, [last, one])
+        if kind == "sum":
+            read = [one if steps[one].size == "cells" else "cell"]
+        elif kind in ("select", "number"):
+            steps[f"{number}?"] = Step(draw(st.sampled_from(list(COMPARE))), size(last, one), (last, one))
+            read = [f"{number}?", two, last] if kind == "select" else [f"{number}?"]
+        last = f"{number}"
+        steps[last] = Step(kind, "rows" if kind == "sum" else size(*read), tuple(read))
+    steps["end"] = Step("add", "cells", (last, "cell"))
+    return Program(steps, rows, row, turned=draw(st.booleans())), inputs, events
+
+
+@given(programs())
+@settings(max_examples=60, deadline=None)
+def test_any_program_computes_what_numpy_does(case):
+    program, inputs, events = case
+    wanted = expected(program, inputs)
+    assume(np.abs(wanted).max() < 1000)
+    assert np.array_equal(computed(program, inputs, events), wanted)
+
+
+@pytest.mark.parametrize("kind", [*UNARY, *BINARY, *COMPARE])
+def test_every_operation_is_numpys_to_the_last_bit(kind):
+    random = np.random.default_rng(1)
+    first = (random.integers(-40, 40, (5, 3 * 37)) / 4).astype(np.float32)
+    second = random.choice(np.array([-2.5, -1, -0.25, 0.5, 1, 3.1], np.float32), (5, 3 * 37))
+    first[:, ::7] = second[:, ::7]
+    first = np.abs(first) if kind == "sqrt" else first
+    steps = {"a": Step("input", "cells", index=0), "b": Step("input", "cells", index=1)}
+    steps["r"] = Step(kind, "cells", ("a",) if kind in UNARY else ("a", "b"))
+    if kind in COMPARE:
+        steps["r as a number"] = Step("number", "cells", ("r",))
+    program = Program(steps, 3, 37, turned=False)
+    assert np.array_equal(computed(program, [first, second], 5), expected(program, [first, second]))
+
+
+@pytest.mark.parametrize("kind", ["maximum", "minimum", "relu"])
+def test_what_is_not_a_number_stays_so(kind):
+    values = np.full((1, 20), np.nan, np.float32)
+    steps = {"a": Step("input", "cells", index=0), "one": Step("constant", "event", data=np.ones(1, np.float32))}
+    steps["r"] = Step(kind, "cells", ("a",) if kind == "relu" else ("a", "one"))
+    assert np.isnan(computed(Program(steps, 2, 10, turned=False), [values], 1)).all()
+
+
+def test_a_sum_is_as_good_as_numpys():
+    values = np.random.default_rng(2).lognormal(0, 3, (4, 25 * 625)).astype(np.float32)
+    steps = {"a": Step("input", "cells", index=0), "s": Step("sum", "rows", ("a",)), "z": Step("subtract", "cells", ("a", "a"))}
+    steps["r"] = Step("add", "cells", ("s", "z"))
+    found = computed(Program(steps, 25, 625, turned=False), [values], 4)[:, :, 0]
+    exact = values.reshape(4, 25, 625).sum(2, dtype=np.float64)
+    assert np.abs(found / exact - 1).max() < 1e-6
+
+
+def test_the_same_program_is_compiled_once_and_runs_in_threads():
+    values = np.random.default_rng(3).normal(size=(64, 25 * 625)).astype(np.float32)
+    steps = {"a": Step("input", "cells", index=0), "s": Step("sum", "rows", ("a",)), "r": Step("multiply", "cells", ("a", "s"))}
+    program = Program(steps, 25, 625, turned=True)
+    first = kernel(program)
+    assert kernel(Program(dict(steps), 25, 625, turned=True)) is first
+    with ThreadPoolExecutor(4) as pool:
+        many = list(pool.map(lambda _: computed(program, [values], 64), range(16)))
+    assert all(np.array_equal(each, many[0]) for each in many)
+
+
+def events(surrogate: Surrogate, count: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(4)
+    latent = random.standard_normal((count, surrogate.manifest.latent_size), dtype=np.float32)
+    return latent, np.exp(random.uniform(np.log(1e3), np.log(1e5), (count, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tuned"])
+def test_the_shipped_surrogate_makes_the_same_showers(precision):
+    surrogate = Surrogate.load("clic-ecal")
+    model, inference_precision = read_model(surrogate, precision)
+    latent, energy = events(surrogate, 100)
+    runtime = OpenVinoGenerator(model, inference_precision, batch=32, whole=True)
+    ours = OpenVinoGenerator(model, inference_precision, batch=32)
+    assert "epilogue" in names(ours.network) and "epilogue" not in names(runtime.network)
+    whole, made = runtime.run(latent, energy), ours.run(latent, energy)
+    assert np.linalg.norm(made - whole) < 1e-6 * np.linalg.norm(whole)
+    assert ((made > 0) != (whole > 0)).sum() <= 2  # at the threshold
+    assert ours.precision_report() == runtime.precision_report()
+    for other in (
+        OpenVinoGenerator(model, inference_precision, batch=7),
+        OpenVinoGenerator(model, inference_precision, batch=32, threads=2),
+    ):
+        assert np.array_equal(other.run(latent, energy), made)
+    pieces = ((i, latent[i : i + 32], energy[i : i + 32]) for i in range(0, 100, 32))
+    streams = OpenVinoGenerator(model, inference_precision, batch=32, streams=2)
+    assert np.array_equal(np.concatenate([showers for _, showers in streams.map(pieces)]), made)
+    one = ours.inference()
+    one.latent[:], one.incident_energy[:] = latent[:32], energy[:32]
+    assert np.array_equal(one(), made[:32])
+
+
+def test_half_precision_leaves_the_phase_of_the_noise_to_the_runtime():
+    """Its inputs would arrive rounded, and what many periods leave of a phase would be another number."""
+    surrogate = Surrogate.load("clic-ecal")
+    latent, energy = events(surrogate, 100)
+    whole = OpenVinoGenerator(*read_model(surrogate, "bf16"), batch=50, whole=True).run(latent, energy)
+    ours = OpenVinoGenerator(*read_model(surrogate, "bf16"), batch=50)
+    assert "epilogue" in names(ours.network)
+    assert np.linalg.norm(ours.run(latent, energy) - whole) < 0.01 * np.linalg.norm(whole)
+
+
+def test_single_events_are_the_runtimes_alone():
+    assert "epilogue" not in names(OpenVinoGenerator(*read_model(Surrogate.load("clic-ecal")), batch=1).network)
+
+
+@pytest.mark.parametrize("shape", [(45, 16, 9), (9, 5, 3), (12, 24, 24)])
+def test_grids_of_any_shape(shape, tmp_path):
+    torch = pytest.importorskip("torch")
+    from minicarlo.generators.shower2d import Shower2D
+    from minicarlo.training.export import to_onnx
+
+    torch.manual_seed(1)
+    generator = Shower2D(sample_shape=shape, channels=16)
+    with torch.no_grad():
+        generator.shape.place.normal_()
+    (tmp_path / "model.onnx").write_bytes(to_onnx(generator))
+    latent = np.random.default_rng(9).standard_normal((9, generator.latent_size), np.float32)
+    energy = np.full((9, 1), 2e4, np.float32)
+    ours = OpenVinoGenerator(tmp_path / "model.onnx", "f32", batch=4)
+    whole = OpenVinoGenerator(tmp_path / "model.onnx", "f32", batch=4, whole=True).run(latent, energy)
+    assert "epilogue" in names(ours.network)
+    made = ours.run(latent, energy)
+    assert whole.any() and np.abs(made - whole).max() < 1e-3 * whole.max()  # a fourth root near zero takes rounding up
+
+
+def names(network: OpenVinoNetwork) -> set[str]:
+    return {layer["name"] for layer in network.runtime_layers()}
+
+
+def ends_in(*last: str, rows: int = 4) -> openvino.Model:
+    """A model (batch, 4, 6, 6) -> (batch, rows, 6, 6): a convolution, a sum over each row, and operations that `last` names."""
+    source = ops.parameter([-1, 4, 6, 6], np.float32, name="x")
+    weights = ops.constant(np.random.default_rng(5).normal(size=(rows, 4, 3, 3)).astype(np.float32))
+    value = ops.convolution(source, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    for kind in last:
+        if kind == "normalise":
+            value = ops.relu(value)
+            sums = ops.reduce_sum(value, ops.constant(np.array([2, 3])), keep_dims=True)
+            value = ops.divide(value, ops.add(sums, ops.constant(np.float32(1))))
+        elif kind == "log":
+            value = ops.log(ops.add(ops.abs(value), ops.constant(np.float32(1))))
+        elif kind == "sum of channels":
+            value = ops.multiply(value, ops.reduce_sum(value, ops.constant(np.array([1])), keep_dims=True))
+        elif kind == "turn":
+            value = ops.transpose(value, ops.constant(np.array([0, 2, 1, 3])))
+        elif kind == "profile":
+            value = ops.multiply(value, ops.constant(np.arange(rows, dtype=np.float32).reshape(rows, 1, 1)))
+        elif kind == "at most":
+            value = ops.select(ops.greater(value, ops.constant(np.float32(0.1))), ops.constant(np.float32(0.1)), value)
+    model = openvino.Model([ops.result(value)], [source], "test")
+    model.outputs[0].get_tensor().set_names({"y"})
+    model.inputs[0].get_tensor().set_names({"x"})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("last", "taken"),
+    [
+        (("normalise",), True),
+        (("normalise", "profile", "normalise", "at most"), True),
+        (("profile", "normalise", "at most", "profile"), True),
+        (("log", "normalise"), True),  # from behind the logarithm on
+        (("normalise", "log"), False),  # which stands between the result and all that would pay
+        (("sum of channels",), False),
+        (("profile", "at most"), False),  # the runtime does as well
+        (("normalise", "sum of channels", "profile"), False),
+    ],
+)
+def test_what_is_understood_is_taken_and_nothing_else(last, taken):
+    model = ends_in(*last)
+    x = np.random.default_rng(6).normal(size=(10, 4, 6, 6)).astype(np.float32)
+    pair = [OpenVinoNetwork(model, "f32", {"x": [5, 4, 6, 6]}, whole=whole) for whole in (False, True)]
+    assert ("epilogue" in names(pair[0])) == taken
+    made, wanted = (each.run({"x": x})["y"] for each in pair)
+    assert np.abs(made - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_rows_that_are_turned_away_are_left_to_the_runtime():
+    """Sums over what are columns in the end."""
+    model = ends_in("normalise", "turn", rows=6)
+    assert with_epilogue(model) == (model, ())
+
+
+def test_graphs_that_give_nothing_to_gain_are_as_they_were():
+    fixed = ends_in("normalise")
+    fixed.reshape({"x": [3, 4, 6, 6]})
+    two = ends_in("normalise")
+    two = openvino.Model([*two.get_results(), ops.result(two.get_parameters()[0])], two.get_parameters(), "two")
+    for model in (fixed, two):
+        assert with_epilogue(model) == (model, ())
+
+
+def test_an_onnx_file_of_ones_own_has_it_too(tmp_path):
+    graph = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3] x) => (float[N, 2, 8] y) <float[3, 16] w, int64[3] s = {-1, 2, 8}, int64[1] a = {2}> {
+            p = MatMul(x, w)
+            q = Reshape(p, s)
+            e = Abs(q)
+            t = ReduceMax <axes = [2]> (e)
+            m = Mul(e, e)
+            y = Div(m, t)
+        }"""
+    )
+    graph.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.random.default_rng(7).normal(size=(3, 16)).astype(np.float32), "w")
+    )
+    model = read_network_file(graph.SerializeToString())
+    x = np.random.default_rng(8).normal(size=(6, 3)).astype(np.float32)
+    made, wanted = (OpenVinoNetwork(model, "f32", {"x": [3, 3]}, whole=whole).run({"x": x})["y"] for whole in (False, True))
+    assert np.allclose(made, wanted, rtol=1e-6)
