@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -308,7 +310,8 @@ def test_graphs_that_give_nothing_to_gain_are_as_they_were():
     fixed.reshape({"x": [3, 4, 6, 6]})
     two = ends_in("normalise")
     two = openvino.Model([*two.get_results(), ops.result(two.get_parameters()[0])], two.get_parameters(), "two")
-    for model in (fixed, two):
+    endless = ends_in(*["profile"] * 300, "normalise")
+    for model in (fixed, two, endless):
         assert with_epilogue(model) == (model, ())
 
 
@@ -331,3 +334,47 @@ def test_an_onnx_file_of_ones_own_has_it_too(tmp_path):
     x = np.random.default_rng(8).normal(size=(6, 3)).astype(np.float32)
     made, wanted = (OpenVinoNetwork(model, "f32", {"x": [3, 3]}, whole=whole).run({"x": x})["y"] for whole in (False, True))
     assert np.allclose(made, wanted, rtol=1e-6)
+
+
+ABANDONED = """
+import sys, threading
+import numpy as np
+from minicarlo.engines import compile_surrogate
+from minicarlo.surrogate import Surrogate
+
+surrogate = Surrogate.load("clic-ecal")
+compiled = compile_surrogate(surrogate, batch=64, streams=2)
+latent, energy = np.zeros((64, surrogate.manifest.latent_size), np.float32), np.full((64, 1), 2e4, np.float32)
+
+def showers():
+    return compiled.map((i, latent, energy) for i in range(10000))
+
+if sys.argv[1] == "thread":
+    threading.Thread(target=lambda: list(showers()), daemon=True).start()
+abandoned = showers()
+next(abandoned)
+if sys.argv[1] == "error":
+    raise ValueError("of the user's")
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("end", 0), ("error", 1), ("thread", 0)])
+def test_a_program_may_end_while_showers_are_computed(how, code):
+    """Threads of the runtime's call Python, which is not there any more when an interpreter has ended."""
+    done = subprocess.run([sys.executable, "-c", ABANDONED, how], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == code, done.stderr
+
+
+def test_graphs_are_split_in_several_threads_from_the_first_one_on():
+    program = """
+import threading
+from minicarlo.engines import compile_surrogate
+from minicarlo.surrogate import Surrogate
+surrogate = Surrogate.load("clic-ecal")
+threads = [threading.Thread(target=compile_surrogate, args=(surrogate,), kwargs={"batch": 8}) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=100, check=True)

@@ -12,7 +12,7 @@ import ctypes
 import math
 from collections.abc import Iterable
 from functools import cache, cached_property
-from threading import local
+from threading import Lock, local
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _MOST_FACTORS = 64
 """Inputs of a product that is computed together with the cells that it makes."""
+
+_MOST_CELLS, _MOST_OPERATIONS = 2**22, 256
+"""Of an end that is compiled: a stranger's graph must not take its time and memory."""
 
 _KINDS = {
     "Abs": "abs",
@@ -56,6 +59,10 @@ Order = NDArray[np.intp]
 """Of each element of a value the cell of the result that it belongs to."""
 
 
+_one_at_a_time = Lock()
+"""Two threads that ask OpenVINO for a constant's numbers for the first time wait for one another forever (2026.4.1)."""
+
+
 def with_epilogue(model: openvino.Model, *, products: bool = True) -> tuple[openvino.Model, tuple[str, ...]]:
     """The graph with its end in one operation of ours, and the layers with multiply-accumulates in it, which run in fp32.
 
@@ -65,9 +72,10 @@ def with_epilogue(model: openvino.Model, *, products: bool = True) -> tuple[open
     """
     if len(model.outputs) != 1:
         return model, ()
-    end = _End(model.clone(), products=products)
-    program = end.program() if end.pays() else None
-    return (model, ()) if program is None else (end.replaced(kernel(program)), end.layers())
+    with _one_at_a_time:
+        end = _End(model.clone(), products=products)
+        program = end.program() if end.pays() else None
+        return (model, ()) if program is None else (end.replaced(kernel(program)), end.layers())
 
 
 class _End:
@@ -81,7 +89,7 @@ class _End:
         self._sample = _event_shape(self._last) or ()
         self._rows, self._cells = (*self._sample, 0)[0], math.prod(self._sample)
         self._inside: dict[str, Any] = {}
-        if len(self._sample) > 1 and self._rows < self._cells and _kind(self._last) == "f32":
+        if len(self._sample) > 1 and self._rows < self._cells <= _MOST_CELLS and _kind(self._last) == "f32":
             self._collect(model.get_ordered_ops())
 
     def _collect(self, ordered: list[Any]) -> None:
@@ -146,7 +154,8 @@ class _End:
 
     def pays(self) -> bool:
         """Whether the runtime would go through memory for something that costs little here."""
-        return any(op.get_type_name() in ("ReduceSum", "MatMul") for op in self._inside.values())
+        kinds = {op.get_type_name() for op in self._inside.values()}
+        return bool(kinds & {"ReduceSum", "MatMul"}) and len(self._inside) <= _MOST_OPERATIONS
 
     def layers(self) -> tuple[str, ...]:
         """Layers with multiply-accumulates among what was taken out."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import RLock, active_count
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,19 +88,15 @@ class OpenVinoNetwork(RuntimeAccount):
         """Shape of one event of an output."""
         return tuple(dimension.get_length() for dimension in list(self._outputs[name].get_partial_shape())[1:])
 
-    def bound(self, inputs: Arrays, result: NDArray[Any]) -> Callable[[], None]:
-        """A function that computes the one output from `inputs` into `result`, whose memory it keeps; it allocates nothing."""
+    def bound(self, inputs: Arrays, result: NDArray[Any]) -> openvino.InferRequest:
+        """A request that reads `inputs` and writes the one output into `result`, whose memory is the caller's to keep."""
         import openvino
 
         request = self._compiled.create_infer_request()
         places = {self._inputs[name]: array for name, array in inputs.items()} | {self._compiled.outputs[0]: result}
         for port, array in places.items():
             request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
-
-        def compute(_memory: Any = places) -> None:  # noqa: ANN401
-            request.infer(share_outputs=True)
-
-        return compute
+        return request
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Outputs (N, ...) for inputs (N, ...), one inference after another."""
@@ -196,16 +195,41 @@ class Request:
             if shape is not None:  # straight into memory of the caller's
                 self._arrays[name] = np.empty((batch, *shape), port.get_element_type().to_dtype())
                 self._request.set_tensor(port, openvino.Tensor(self._arrays[name], shared_memory=True))
-        self._request.start_async(inputs, share_inputs=False)
+        with _starting:
+            self._request.start_async(inputs, share_inputs=False)
+            _under_way.add(self)
+
+    def wait(self) -> None:
+        """Wait until nothing is computed any more."""
+        try:
+            self._request.wait()
+        finally:
+            _under_way.discard(self)
 
     def results(self) -> dict[str, NDArray[Any]]:
         """Wait for the results, by name."""
-        self._request.wait()
+        self.wait()
         arrays, self._arrays = self._arrays, {}
         for name, port in self._outputs.items():
             if name not in arrays:
                 arrays[name] = self._request.get_tensor(port).data.copy()
         return {name: array[: self._count] for name, array in arrays.items()}
+
+
+_under_way: set[Request] = set()
+_starting = RLock()
+
+
+@atexit.register
+def _end() -> None:
+    """The runtime's threads call Python, which must still be there when they do: what was abandoned is waited for, and threads
+    that are still left begin nothing more."""
+    _starting.acquire()
+    for request in list(_under_way):
+        with suppress(RuntimeError):
+            request.wait()
+    if active_count() > 1:
+        sleep(0.02)  # for them to see that it is done, and stop here
 
 
 def _event_shape(port: Any) -> tuple[int, ...] | None:  # noqa: ANN401

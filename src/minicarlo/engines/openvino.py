@@ -194,10 +194,10 @@ class OpenVinoInference(Inference):
 
     def __init__(self, network: OpenVinoNetwork, latent_size: int, batch: int, sample_shape: tuple[int, ...]) -> None:
         super().__init__(batch, latent_size, sample_shape)
-        self._compute = network.bound({"latent": self.latent, "incident_energy": self.incident_energy}, self.samples)
+        self._request = network.bound({"latent": self.latent, "incident_energy": self.incident_energy}, self.samples)
 
     def __call__(self) -> Array:
-        self._compute()
+        self._request.infer(share_outputs=True)
         return self._samples
 
 

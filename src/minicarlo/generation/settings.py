@@ -165,7 +165,8 @@ def measure(surrogate: Surrogate, precision: str, engine: str = "openvino", obje
         best = sorted(first, key=first.__getitem__)[-2:]
         shapes = {(cores, 1), (1, cores), (max(1, cores // 2), min(2, cores))}
         found = race((Settings(*shape, settings.batch) for settings in best for shape in sorted(shapes)), rate)
-    winner = max(found, key=found.__getitem__)
+    alike = [settings for settings in found if found[settings] >= max(found.values()) * (1 - _SURE)]
+    winner = max(alike, key=lambda settings: (settings.batch, found[settings]))  # fewer batches are less to keep account of
     _remember(_key(surrogate, precision, engine, objective), {"settings": asdict(winner), "events_per_second": found[winner]})
     return winner
 
@@ -249,11 +250,14 @@ def deviation(surrogate: Surrogate, compiled: CompiledGenerator) -> float:
     return changes(surrogate, compiled)[0]
 
 
-def changes(surrogate: Surrogate, compiled: CompiledGenerator) -> tuple[float, float]:
-    """`deviation`, and the relative change of the number of cells hit in these events: layers may be right and showers not."""
+def changes(surrogate: Surrogate, compiled: CompiledGenerator, *, whole: bool = False) -> tuple[float, float]:
+    """`deviation`, and the relative change of the number of cells hit in these events: layers may be right and showers not.
+
+    With `whole` it is compared with FP32 that OpenVINO computes to the end.
+    """
     latent, energy = probe(surrogate, _PROBE)
-    runtime = OpenVinoGenerator(*read_model(surrogate), batch=CANONICAL.batch, whole=True)
-    cells = [runtime.run(latent, energy), _run(compiled, latent, energy)]
+    reference = OpenVinoGenerator(*read_model(surrogate), batch=CANONICAL.batch, whole=whole)
+    cells = [reference.run(latent, energy), _run(compiled, latent, energy)]
     true, made = (each.sum((2, 3), dtype=np.float64) for each in cells)
     hit, found = (int(np.count_nonzero(each)) for each in cells)
     return float(np.abs(made - true).mean() / max(np.abs(true).mean(), 1e-12)), abs(found - hit) / max(hit, 1)
@@ -292,7 +296,7 @@ def compile_checked(surrogate: Surrogate, precision: str, settings: Settings, en
     compiled = _compile(surrogate, precision, settings, engine)
     key = f"{_key(surrogate, precision, engine)} is right"
     if _recall().get(key) is not True:
-        energies, cells = changes(surrogate, compiled)
+        energies, cells = changes(surrogate, compiled, whole=True)
         if energies > LARGEST_DEVIATION or cells > MOST_CELLS:
             what = f"layer energies change by {energies:.0%} and the number of cells hit by {cells:.0%} against FP32"
             raise _wrong(surrogate, precision, engine, what)
