@@ -39,7 +39,7 @@ class OpenVinoNetwork(RuntimeAccount):
     computed in float32 on the same rounded numbers.
 
     On the processor, an element-wise end for which it pays is computed by a kernel of ours, in float32
-    (`minicarlo.engines.epilogue`). The runtime computes everything with `whole`, `profile` or `emulate`, and of single events,
+    (`minicarlo.engines.epilogue`). The runtime computes everything with `whole` or `emulate`, and of single events,
     where it would cost as much time to call the kernel as it saves.
     """
 
@@ -65,7 +65,7 @@ class OpenVinoNetwork(RuntimeAccount):
         on_processor = device == "CPU"
         precision = available(inference_precision) if on_processor else "f32"
         self._ours: tuple[str, ...] = ()
-        if on_processor and not (whole or profile or emulate or batch == 1):
+        if on_processor and not (whole or emulate or batch == 1):
             model, self._ours = with_epilogue(model, products=precision == "f32")
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
         keep_products_apart(model)
