@@ -182,6 +182,27 @@ def test_the_same_program_is_compiled_once_and_runs_in_threads():
     assert all(np.array_equal(each, many[0]) for each in many)
 
 
+def test_the_bits_are_those_of_narrower_instructions(monkeypatch):
+    """A processor with AVX2 and fused multiply-add, but without AVX-512."""
+    binding = pytest.importorskip("llvmlite.binding")
+    if not binding.get_host_cpu_features().get("avx2"):
+        pytest.skip("this processor has no AVX2 (x86-64 only)")
+    random = np.random.default_rng(10)
+    steps = {
+        "p": Step("product", "cells", data=random.normal(size=(16, 25 * 625)).astype(np.float32), index=0),
+        "a": Step("abs", "cells", ("p",)),
+        "q": Step("sqrt", "cells", ("a",)),
+        "s": Step("sum", "rows", ("q",)),
+        "r": Step("divide", "cells", ("q", "s")),
+    }
+    program, latent = Program(steps, 25, 625, turned=True), random.normal(size=(9, 16)).astype(np.float32)
+    wide = computed(program, [latent], 9)
+    monkeypatch.setattr("minicarlo.engines.vector_code._kernels", {})
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: "haswell")
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: binding.FeatureMap({"avx2": True, "fma": True}))
+    assert np.array_equal(computed(program, [latent], 9), wide)
+
+
 def events(surrogate: Surrogate, count: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(4)
     latent = random.standard_normal((count, surrogate.manifest.latent_size), dtype=np.float32)
