@@ -40,6 +40,7 @@ from minicarlo.engines import usable_cores as cores_of
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Array, Key
 from minicarlo.engines.onnxruntime import OnnxRuntimeGenerator
+from minicarlo.engines.openvino import OpenVinoInference
 from minicarlo.engines.runtime import core, keep_products_apart
 from minicarlo.errors import MinicarloError
 from minicarlo.files import write_json
@@ -58,20 +59,6 @@ REFERENCE = "OpenVINO f32"
 WINDOWS = 7
 UNITS = {"fp32": ("f32",), "bf16": ("amx_bf16", "bf16"), "int8": ("amx_int8", "int8")}
 Make = Callable[[Settings], CompiledGenerator]
-
-
-class PlainInference(Inference):
-    """An inference of OpenVINO's that reads and writes memory of ours."""
-
-    def __init__(self, compiled: Any, ports: tuple[Any, Any, Any], batch: int, sample_shape: tuple[int, ...]) -> None:
-        super().__init__(batch, ports[0].get_partial_shape()[1].get_length(), sample_shape)
-        self._request = compiled.create_infer_request()
-        for port, array in zip(ports, (self.latent, self.incident_energy, self.samples), strict=True):
-            self._request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
-
-    def __call__(self) -> Array:
-        self._request.infer(share_outputs=True)
-        return self._samples
 
 
 class PlainOpenVino(RuntimeAccount, CompiledGenerator):
@@ -95,7 +82,7 @@ class PlainOpenVino(RuntimeAccount, CompiledGenerator):
         self._requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
 
     def inference(self) -> Inference:
-        return PlainInference(self._compiled, self._ports, self.batch or 1, self.sample_shape)
+        return OpenVinoInference(self._compiled, self.batch or 1)
 
     def run(self, latent: Array, incident_energy: Array) -> Array:
         return np.concatenate([samples for _, samples in self.map([(0, latent, incident_energy)])])

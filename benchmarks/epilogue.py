@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from minicarlo.engines import machine, read_model, usable_cores
 from minicarlo.engines.openvino import OpenVinoGenerator
-from minicarlo.generation.settings import probe
+from minicarlo.generation.settings import throughput
 from minicarlo.surrogate import Surrogate
+
+_SECONDS = 0.4  # of a pass
 
 
 def main() -> None:
@@ -49,28 +49,13 @@ def main() -> None:
 def compare(surrogate: Surrogate, precision: str, batch: int, rounds: int) -> dict[str, float]:
     """Showers per second of both."""
     model, inference_precision = read_model(surrogate, precision)
-    latent, energy = probe(surrogate, batch)
-    passes = [
-        one_pass(OpenVinoGenerator(model, inference_precision, batch=batch, streams=usable_cores(), whole=whole), latent, energy)
-        for whole in (True, False)
+    pair = [
+        OpenVinoGenerator(model, inference_precision, batch=batch, streams=usable_cores(), whole=whole) for whole in (True, False)
     ]
-    rates = np.array([[each() for each in passes] for _ in range(rounds + 2)][2:])
+    rates = np.array([[throughput(surrogate, each, batch, _SECONDS) for each in pair] for _ in range(rounds)])
     low, ratio, high = np.percentile(rates[:, 1] / rates[:, 0], [16, 50, 84])
     runtime, ours = np.median(rates, 0)
     return {"runtime": runtime, "ours": ours, "ratio": ratio, "low": low, "high": high}
-
-
-def one_pass(generator: OpenVinoGenerator, latent: np.ndarray, energy: np.ndarray, seconds: float = 0.4) -> Callable[[], float]:
-    """A function that runs for about so many seconds and returns showers per second."""
-
-    def run(count: int) -> float:
-        start = time.perf_counter()
-        for _ in generator.map((i, latent, energy) for i in range(count)):
-            pass
-        return count * len(latent) / (time.perf_counter() - start)
-
-    count = max(8, round(run(8) * seconds / len(latent)))
-    return lambda: run(count)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.account import biases, mac_layers
+from minicarlo.engines.runtime import event_shape
 from minicarlo.engines.vector_code import Kernel, Program, Size, Step, kernel
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class _End:
     @cached_property
     def _orders(self) -> dict[str, Order] | None:
         """The order of each value of cells; None if one element were to belong to two cells."""
-        straight = np.arange(self._cells)
+        straight = self._straight
         orders = {_name(self._last): straight}
         for op in reversed(self._inside.values()):
             order = orders.get(_name(op.output(0)))
@@ -195,9 +196,14 @@ class _End:
         return orders
 
     @cached_property
+    def _straight(self) -> Order:
+        """The order of the result's cells."""
+        return np.arange(self._cells)
+
+    @cached_property
     def _turned(self) -> Order:
         """The order of cells with the rows innermost."""
-        return np.arange(self._cells).reshape(self._rows, -1).T.reshape(-1)
+        return self._straight.reshape(self._rows, -1).T.reshape(-1)
 
     @cached_property
     def _is_turned(self) -> bool:
@@ -210,8 +216,7 @@ class _End:
         """What is to be compiled; None if cells reach it in an order that is neither of the two it can have."""
         if self._orders is None:
             return None
-        straight = np.arange(self._cells)
-        wanted = self._turned if self._is_turned else straight
+        wanted = self._turned if self._is_turned else self._straight
         for name in self._leaves.keys() & self._orders.keys():
             can_turn = self._is_turned and self._is_straight(name) and _event_shape(self._leaves[name]) == self._sample
             if not np.array_equal(self._orders[name], wanted) and not can_turn:
@@ -219,7 +224,7 @@ class _End:
         return Program(self._steps(self._orders, wanted), self._rows, self._cells // self._rows, turned=self._is_turned)
 
     def _is_straight(self, name: str) -> bool:
-        return self._orders is not None and np.array_equal(self._orders[name], np.arange(self._cells))
+        return self._orders is not None and np.array_equal(self._orders[name], self._straight)
 
     def _steps(self, orders: dict[str, Order], wanted: Order) -> dict[str, Step]:
         sizes: dict[int, Size] = {self._rows: "rows", 1: "event", self._cells: "cells"}
@@ -354,11 +359,9 @@ def _from_convolution(value: Any) -> bool:  # noqa: ANN401
 
 
 def _event_shape(value: Any) -> tuple[int, ...] | None:  # noqa: ANN401
-    """The shape of a value (batch, ...) without the batch; None if it has none, or another size is open."""
+    """`event_shape` of what is computed for any number of events; None for what is not."""
     shape = value.get_partial_shape()
-    if shape.rank.is_dynamic or not len(shape) or shape[0].is_static or any(length.is_dynamic for length in list(shape)[1:]):
-        return None
-    return tuple(length.get_length() for length in list(shape)[1:])
+    return event_shape(value) if shape.rank.is_static and len(shape) and shape[0].is_dynamic else None
 
 
 def _in_order(values: NDArray[np.float32], order: Order, wanted: Order) -> NDArray[np.float32]:

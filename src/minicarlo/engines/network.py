@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Key, PrecisionReport
 from minicarlo.engines.epilogue import with_epilogue
-from minicarlo.engines.runtime import AS_PLANNED, EMULATION, InferencePrecision, available, core, keep_products_apart
+from minicarlo.engines.runtime import AS_PLANNED, EMULATION, InferencePrecision, available, core, event_shape, keep_products_apart
 from minicarlo.errors import UnsupportedPrecision
 
 if TYPE_CHECKING:
@@ -88,15 +88,10 @@ class OpenVinoNetwork(RuntimeAccount):
         """Shape of one event of an output."""
         return tuple(dimension.get_length() for dimension in list(self._outputs[name].get_partial_shape())[1:])
 
-    def bound(self, inputs: Arrays, result: NDArray[Any]) -> openvino.InferRequest:
-        """A request that reads `inputs` and writes the one output into `result`, whose memory is the caller's to keep."""
-        import openvino
-
-        request = self._compiled.create_infer_request()
-        places = {self._inputs[name]: array for name, array in inputs.items()} | {self._compiled.outputs[0]: result}
-        for port, array in places.items():
-            request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
-        return request
+    @property
+    def compiled(self) -> openvino.CompiledModel:
+        """OpenVINO's compiled model."""
+        return self._compiled
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Outputs (N, ...) for inputs (N, ...), one inference after another."""
@@ -181,7 +176,7 @@ class Request:
 
     def __init__(self, compiled: Any, outputs: Mapping[str, Any]) -> None:  # noqa: ANN401
         self._request, self._outputs = compiled.create_infer_request(), outputs
-        self._shapes = {name: _event_shape(port) for name, port in outputs.items()}
+        self._shapes = {name: event_shape(port) for name, port in outputs.items()}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._count = 0
 
@@ -230,14 +225,6 @@ def _end() -> None:
             request.wait()
     if active_count() > 1:
         sleep(0.02)  # for them to see that it is done, and stop here
-
-
-def _event_shape(port: Any) -> tuple[int, ...] | None:  # noqa: ANN401
-    """The shape of an output (batch, ...) without the batch; None where it is open, or in other numbers than NumPy's."""
-    shape = port.get_partial_shape()
-    if shape.rank.is_dynamic or not len(shape) or any(each.is_dynamic for each in list(shape)[1:]):
-        return None
-    return tuple(each.get_length() for each in list(shape)[1:])
 
 
 def read_network_file(source: Path | bytes) -> openvino.Model:

@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicarlo.engines.base import Array, CompiledGenerator, Engine, Inference, Key, Offer, PrecisionReport
-from minicarlo.engines.network import OpenVinoNetwork, tensor_name
-from minicarlo.engines.runtime import ELEMENTWISE, InferencePrecision, core, has_bf16, keep_precise, read_ir, write_ir
+from minicarlo.engines.network import LARGEST_TENSOR, OpenVinoNetwork, oversized_layer, tensor_name
+from minicarlo.engines.runtime import (
+    ELEMENTWISE,
+    InferencePrecision,
+    core,
+    event_shape,
+    has_bf16,
+    keep_precise,
+    read_ir,
+    write_ir,
+)
 from minicarlo.errors import InvalidSurrogate, UnsupportedPrecision
 from minicarlo.surrogate import Surrogate
 
 if TYPE_CHECKING:
     import openvino
-
-
-_LARGEST_TENSOR = 2**28  # elements per event that a graph may ask for
 
 
 def read_model(surrogate: Surrogate, precision: str = "fp32") -> tuple[openvino.Model, InferencePrecision]:
@@ -77,7 +83,7 @@ def check_graph(surrogate: Surrogate, onnx: bytes) -> None:
         model = core().read_model(onnx)
     except RuntimeError as error:
         raise _unusable(surrogate, "read", "ONNX", error) from error
-    shapes = {name: _shape(model.input(name), 1) for name in ("latent", "incident_energy")}
+    shapes = {name: _of_one_event(model.input(name)) for name in ("latent", "incident_energy")}
     _check_sizes(model, shapes)
     model.reshape({model.input(name): shape for name, shape in shapes.items()})
     made = tuple(model.output("showers").get_shape())[1:]
@@ -141,12 +147,11 @@ class OpenVinoGenerator(CompiledGenerator):
     ) -> None:
         model = core().read_model(model) if isinstance(model, Path | str) else model
         inputs = {name: model.input(name) for name in ("latent", "incident_energy")}
-        _check_sizes(model, {name: _shape(port, 1) for name, port in inputs.items()})
-        self._latent_size = inputs["latent"].get_partial_shape()[1].get_length()
+        _check_sizes(model, {name: _of_one_event(port) for name, port in inputs.items()})
         self.network = OpenVinoNetwork(
             model,
             inference_precision,
-            {"latent": [batch or -1, self._latent_size], "incident_energy": [batch or -1, 1]},
+            {name: [batch or -1, *(event_shape(port) or ())] for name, port in inputs.items()},
             streams=streams,
             threads=threads,
             profile=profile,
@@ -160,7 +165,7 @@ class OpenVinoGenerator(CompiledGenerator):
 
     def inference(self) -> Inference:
         """See CompiledGenerator."""
-        return OpenVinoInference(self.network, self._latent_size, self.batch or 1, self.sample_shape)
+        return OpenVinoInference(self.network.compiled, self.batch or 1)
 
     def run(self, latent: Array, incident_energy: Array) -> Array:
         """See CompiledGenerator."""
@@ -192,20 +197,24 @@ class OpenVinoGenerator(CompiledGenerator):
 class OpenVinoInference(Inference):
     """An inference that reads and writes NumPy's memory."""
 
-    def __init__(self, network: OpenVinoNetwork, latent_size: int, batch: int, sample_shape: tuple[int, ...]) -> None:
+    def __init__(self, compiled: openvino.CompiledModel, batch: int) -> None:
+        import openvino
+
+        ports = [compiled.input("latent"), compiled.input("incident_energy"), compiled.outputs[0]]
+        (latent_size,), _, sample_shape = (event_shape(port) or () for port in ports)
         super().__init__(batch, latent_size, sample_shape)
-        self._request = network.bound({"latent": self.latent, "incident_energy": self.incident_energy}, self.samples)
+        self._request = compiled.create_infer_request()
+        for port, array in zip(ports, (self.latent, self.incident_energy, self.samples), strict=True):
+            self._request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
 
     def __call__(self) -> Array:
         self._request.infer(share_outputs=True)
         return self._samples
 
 
-def _shape(port: Any, batch: int | None) -> Any:  # noqa: ANN401
-    import openvino
-
+def _of_one_event(port: Any) -> Any:  # noqa: ANN401
     shape = port.get_partial_shape()
-    shape[0] = openvino.Dimension(-1 if batch is None else batch)
+    shape[0] = 1
     return shape
 
 
@@ -235,16 +244,11 @@ def _keep_residues(model: openvino.Model) -> openvino.Model:
 
 def _check_sizes(model: openvino.Model, shapes: dict[str, Any]) -> None:
     """Refuse a graph of a stranger that would need absurd memory for a single event, before anything is computed."""
-    single = model.clone()
-    single.reshape({single.input(name): shape for name, shape in shapes.items()})
-    for op in single.get_ordered_ops():
-        for output in op.outputs():
-            shape = output.get_partial_shape()
-            if shape.is_dynamic or np.prod(np.asarray(shape.to_shape(), np.float64), initial=1) > _LARGEST_TENSOR:
-                raise InvalidSurrogate(
-                    f"Layer {op.get_friendly_name()!r:.80} of the surrogate has the shape {shape} for one event; static shapes "
-                    f"of at most {_LARGEST_TENSOR} elements are accepted. Get the surrogate again from its author."
-                )
+    if (found := oversized_layer(model, shapes)) is not None:
+        raise InvalidSurrogate(
+            f"Layer {found[0]!r:.80} of the surrogate has the shape {found[1]} for one event; static shapes "
+            f"of at most {LARGEST_TENSOR} elements are accepted. Get the surrogate again from its author."
+        )
 
 
 def _unusable(surrogate: Surrogate, what: str, precision: str, error: Exception) -> InvalidSurrogate:

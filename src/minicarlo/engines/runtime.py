@@ -124,6 +124,14 @@ def _instructions() -> list[str]:
     return sorted(known & set(flags.split()))
 
 
+def event_shape(value: Any) -> tuple[int, ...] | None:  # noqa: ANN401
+    """The shape of a value (batch, ...) of a graph without the batch; None if it has none, or another size is open."""
+    shape = value.get_partial_shape()
+    if shape.rank.is_dynamic or not len(shape) or any(length.is_dynamic for length in list(shape)[1:]):
+        return None
+    return tuple(length.get_length() for length in list(shape)[1:])
+
+
 def keep_products_apart(model: openvino.Model) -> None:
     """Lift element-wise operations on matrices to three dimensions, so that matrix products are not fused across them.
 

@@ -7,10 +7,8 @@ same bits on every processor that has fused multiply-add.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal
@@ -19,12 +17,24 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from minicarlo.engines.llvm import (
+    LANES,
+    Body,
+    compiled,
+    constant,
+    function,
+    has_fma,
+    mask_type,
+    suffix,
+    transposed,
+    vector_type,
+)
+
 if TYPE_CHECKING:
-    from llvmlite import binding
+    pass
 
 Array = NDArray[np.float32]
 
-_LANES = 16
 _TILE = 8
 _EVENTS = 4
 """Events that share each element of a product's matrix while it is in a register."""
@@ -77,7 +87,7 @@ class Kernel:
     """A program compiled for this processor. Calls may run in several threads at once and hold no lock of Python's."""
 
     def __init__(self, writer: _Writer) -> None:
-        self._code = _compiled(writer.text())
+        self._code = compiled(writer.text())
         self._run = ctypes.CFUNCTYPE(None, *(ctypes.c_void_p,) * 4, ctypes.c_int64)(self._code.get_function_address("run"))
         self._constants = _aligned(writer.constants)
         self._scratch_size, self._inputs = writer.scratch_size, writer.inputs
@@ -88,10 +98,9 @@ class Kernel:
         scratch = np.empty(self._scratch_size, np.float32)
         addresses = np.zeros(self._inputs, np.uint64)
         places = [array.ctypes.data for array in (addresses, self._constants, scratch)]
-        keep = (scratch, addresses, self._constants, self._code)  # the function below needs them as long as it lives
 
-        def call(inputs: Sequence[int], out: int, events: int) -> None:
-            keep[1][:] = inputs
+        def call(inputs: Sequence[int], out: int, events: int, _memory: Array = scratch) -> None:
+            addresses[:] = inputs
             self._run(*places, out, events)
 
         return call
@@ -112,136 +121,14 @@ def kernel(program: Program) -> Kernel:
 
 def _aligned(parts: Sequence[Array]) -> Array:
     whole = np.concatenate(parts)
-    memory = np.empty(len(whole) + _LANES, np.float32)
+    memory = np.empty(len(whole) + LANES, np.float32)
     start = -memory.ctypes.data % 64 // 4
     memory[start : start + len(whole)] = whole
     return memory[start : start + len(whole)]
 
 
-@cache
-def _target() -> binding.Target:
-    from llvmlite import binding
-
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    return binding.Target.from_default_triple()
-
-
-@cache
-def _has_fma() -> bool:
-    from llvmlite import binding
-
-    return binding.get_host_cpu_features().get("fma", False) or "aarch64" in binding.get_default_triple()
-
-
-def _compiled(text: str) -> binding.ExecutionEngine:
-    from llvmlite import binding
-
-    features = binding.get_host_cpu_features().flatten()
-    machine = _target().create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=3, jit=True)
-    module = binding.parse_assembly(text)
-    module.verify()
-    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
-    builder.getModulePassManager().run(module, builder)
-    engine = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    return engine
-
-
-@dataclass
-class _Body:
-    """Lines of a function while it is written."""
-
-    lines: list[str] = field(default_factory=list)
-    count: int = 0
-
-    def name(self) -> str:
-        self.count += 1
-        return f"%v{self.count}"
-
-    def let(self, text: str) -> str:
-        name = self.name()
-        self.lines.append(f"  {name} = {text}")
-        return name
-
-    def do(self, text: str) -> None:
-        self.lines.append(f"  {text}")
-
-    def loop(self, first: str | int, last: str | int, step: int, body: Callable[[str], None]) -> None:
-        """`for i in range(first, last, step): body(i)`, of whole steps only."""
-        self.count += 1
-        tag = f"l{self.count}"
-        counter = self.let("alloca i64")
-        self.do(f"store i64 {first}, ptr {counter}")
-        self.do(f"br label %{tag}.head")
-        self.lines.append(f"{tag}.head:")
-        index = self.let(f"load i64, ptr {counter}")
-        end = self.let(f"add i64 {index}, {step}")
-        inside = self.let(f"icmp sle i64 {end}, {last}")
-        self.do(f"br i1 {inside}, label %{tag}.body, label %{tag}.done")
-        self.lines.append(f"{tag}.body:")
-        body(index)
-        self.do(f"store i64 {end}, ptr {counter}")
-        self.do(f"br label %{tag}.head")
-        self.lines.append(f"{tag}.done:")
-
-    def sweep(self, count: int, body: Callable[[str, int], None]) -> None:
-        """`body(i, lanes)` for all of `count` elements, vectors first and single ones for the rest."""
-        whole = count // _LANES * _LANES
-        if whole:
-            self.loop(0, whole, _LANES, lambda index: body(index, _LANES))
-        if whole < count:
-            self.loop(whole, count, 1, lambda index: body(index, 1))
-
-    def place(self, base: str, *offsets: str | int) -> str:
-        """The address of a float: `base` and the sum of offsets, in floats."""
-        for offset in offsets:
-            if offset not in (0, "0"):
-                base = self.let(f"getelementptr inbounds float, ptr {base}, i64 {offset}")
-        return base
-
-    def load(self, address: str, lanes: int) -> str:
-        return self.let(f"load {_type(lanes)}, ptr {address}, align 4")
-
-    def store(self, value: str, address: str, lanes: int) -> None:
-        self.do(f"store {_type(lanes)} {value}, ptr {address}, align 4")
-
-    def times(self, index: str, factor: int) -> str:
-        return self.let(f"mul i64 {index}, {factor}")
-
-    def splat(self, value: str, lanes: int, kind: str = "float") -> str:
-        if lanes == 1:
-            return value
-        one = self.let(f"insertelement <{lanes} x {kind}> poison, {kind} {value}, i64 0")
-        return self.let(f"shufflevector <{lanes} x {kind}> {one}, <{lanes} x {kind}> poison, <{lanes} x i32> zeroinitializer")
-
-    def number(self, value: float, lanes: int) -> str:
-        return self.splat(_float(value), lanes) if lanes > 1 else _float(value)
-
-    def intrinsic(self, name: str, lanes: int, *operands: str) -> str:
-        typed = ", ".join(f"{_type(lanes)} {each}" for each in operands)
-        return self.let(f"call {_type(lanes)} @llvm.{name}.{_suffix(lanes)}({typed})")
-
-
 def _kind(step: Step) -> str:
     return "i1" if step.kind in _COMPARE else "float"
-
-
-def _type(lanes: int) -> str:
-    return "float" if lanes == 1 else f"<{lanes} x float>"
-
-
-def _bits(lanes: int) -> str:
-    return "i1" if lanes == 1 else f"<{lanes} x i1>"
-
-
-def _suffix(lanes: int) -> str:
-    return "f32" if lanes == 1 else f"v{lanes}f32"
-
-
-def _float(value: float) -> str:
-    """A float32 as LLVM writes it: the bits of the double that equals it."""
-    return f"0x{np.float64(np.float32(value)).view(np.uint64):016X}"
 
 
 class _Writer:
@@ -253,20 +140,20 @@ class _Writer:
         of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
         self._planes = dict(zip(of_cells, accumulate((len(each) for each in of_cells.values()), initial=0), strict=False))
         self._depth = sum(map(len, of_cells.values()))
-        blocks = -(-program.cells // _LANES)
-        table = np.zeros((self._depth, blocks * _LANES), np.float32)
+        blocks = -(-program.cells // LANES)
+        table = np.zeros((self._depth, blocks * LANES), np.float32)
         table[:, : program.cells] = np.concatenate([*of_cells.values(), np.zeros((0, program.cells))])
         sizes = (each.size for each in of_rows.values())
         self._offsets = dict(zip(of_rows, accumulate(sizes, initial=table.size), strict=False))
         self.constants = [
-            table.reshape(self._depth, blocks, _LANES).transpose(1, 0, 2).reshape(-1),
+            table.reshape(self._depth, blocks, LANES).transpose(1, 0, 2).reshape(-1),
             *(each.reshape(-1) for each in of_rows.values()),
         ]
         self.inputs = 1 + max((step.index for step in self.steps.values()), default=-1)
         self._result = list(self.steps)[-1]
         self._first = self._without_rows()
         self.kept = self._kept()
-        self._length = -(-program.cells // _LANES) * _LANES
+        self._length = -(-program.cells // LANES) * LANES
         self.scratch_size = (_EVENTS + program.turned) * len(self.kept) * self._length
 
     def _without_rows(self) -> set[str]:
@@ -292,16 +179,16 @@ class _Writer:
             functions.append(self._turn())
         functions += [self._rows(), self._run()]
         declared = [
-            f"declare {_type(lanes)} @llvm.{name}.{_suffix(lanes)}({', '.join([_type(lanes)] * count)})"
-            for lanes in (1, _LANES)
+            f"declare {vector_type(lanes)} @llvm.{name}.{suffix(lanes)}({', '.join([vector_type(lanes)] * count)})"
+            for lanes in (1, LANES)
             for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3))
         ]
         return "\n".join([*declared, *functions])
 
     # one value
 
-    def _operation(self, body: _Body, step: Step, values: Sequence[str], lanes: int) -> str:
-        kind, type_ = step.kind, _type(lanes)
+    def _operation(self, body: Body, step: Step, values: Sequence[str], lanes: int) -> str:
+        kind, type_ = step.kind, vector_type(lanes)
         if kind in _BINARY:
             return body.let(f"{_BINARY[kind]} {type_} {values[0]}, {values[1]}")
         if kind in _INTRINSIC:
@@ -319,18 +206,18 @@ class _Writer:
         assert kind == "negative", kind
         return body.let(f"fneg {type_} {values[0]}")
 
-    def _select(self, body: _Body, which: str, first: str, second: str, lanes: int) -> str:
-        return body.let(f"select {_bits(lanes)} {which}, {_type(lanes)} {first}, {_type(lanes)} {second}")
+    def _select(self, body: Body, which: str, first: str, second: str, lanes: int) -> str:
+        return body.let(f"select {mask_type(lanes)} {which}, {vector_type(lanes)} {first}, {vector_type(lanes)} {second}")
 
-    def _constant_of_cells(self, body: _Body, name: str, index: str, lanes: int, k: int = 0) -> str:
+    def _constant_of_cells(self, body: Body, name: str, index: str, lanes: int, k: int = 0) -> str:
         """All that is known of sixteen cells lies together, so that it is one stream from memory."""
         block, lane = index, "0"
         if lanes == 1:
-            block, lane = body.let(f"and i64 {index}, {-_LANES}"), body.let(f"and i64 {index}, {_LANES - 1}")
+            block, lane = body.let(f"and i64 {index}, {-LANES}"), body.let(f"and i64 {index}, {LANES - 1}")
         start = body.times(block, self._depth)
-        return body.load(body.place("%constants", start, (self._planes[name] + k) * _LANES, lane), lanes)
+        return body.load(body.place("%constants", start, (self._planes[name] + k) * LANES, lane), lanes)
 
-    def _single(self, body: _Body, name: str, at: str = "0") -> str:
+    def _single(self, body: Body, name: str, at: str = "0") -> str:
         step = self.steps[name]
         assert step.data is not None
         if step.size == "event":
@@ -341,33 +228,45 @@ class _Writer:
 
     def _cells(self, events: int) -> str:
         """Everything of cells that needs no row's value, of so many events from `first` on, into the scratch memory."""
-        body = _Body()
+        body = Body()
         inputs = self._input_addresses(body)
         starts = [body.let(f"add i64 %first, {event}") for event in range(events)]
         singles = [self._event_values(body, inputs, start) for start in starts]
         products = [name for name in self.steps if self.steps[name].kind == "product"]
 
         def sweep(index: str, lanes: int) -> None:
-            known: list[dict[str, str]] = [{} for _ in range(events)]
-            for name in products:
-                for event, value in enumerate(self._product(body, name, inputs, starts, index, lanes)):
-                    known[event][name] = value
-            for event in range(events):
-                values = known[event]
-                for name in self.kept:
-                    value = self._cell(body, name, index, lanes, values, singles[event], inputs, starts[event])
-                    place = (event * len(self.kept) + self.kept.index(name)) * self._length
-                    body.store(value, body.place("%scratch", index, place), lanes)
+            made = {name: self._product(body, name, inputs, starts, index, lanes) for name in products}
+            for event, start in enumerate(starts):
+                known = {name: values[event] for name, values in made.items()}
+
+                def cell(name: str, known: dict[str, str], event: int, start: str) -> str:
+                    if name not in known:
+                        step = self.steps[name]
+                        if step.size == "event":
+                            known[name] = body.splat(singles[event][name], lanes, _kind(step))
+                        elif step.kind == "constant":
+                            known[name] = self._constant_of_cells(body, name, index, lanes)
+                        elif step.kind == "input":
+                            place = body.place(inputs[step.index], body.times(start, self.program.cells), index)
+                            known[name] = body.load(place, lanes)
+                        else:
+                            values = [cell(each, known, event, start) for each in step.inputs]
+                            known[name] = self._operation(body, step, values, lanes)
+                    return known[name]
+
+                for number, name in enumerate(self.kept, start=event * len(self.kept)):
+                    place = body.place("%scratch", index, number * self._length)
+                    body.store(cell(name, known, event, start), place, lanes)
 
         body.sweep(self.program.cells, sweep)
         parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %scratch, i64 %first"
-        return _function(f"cells{events}", parameters, body)
+        return function(f"cells{events}", parameters, body)
 
-    def _input_addresses(self, body: _Body) -> list[str]:
+    def _input_addresses(self, body: Body) -> list[str]:
         places = [body.let(f"getelementptr inbounds ptr, ptr %inputs, i64 {i}") for i in range(self.inputs)]
         return [body.let(f"load ptr, ptr {place}") for place in places]
 
-    def _event_values(self, body: _Body, inputs: list[str], event: str) -> dict[str, str]:
+    def _event_values(self, body: Body, inputs: list[str], event: str) -> dict[str, str]:
         """The values that an event has one of."""
         found: dict[str, str] = {}
         for name, step in self.steps.items():
@@ -381,7 +280,7 @@ class _Writer:
                 found[name] = self._operation(body, step, [found[i] for i in step.inputs], 1)
         return found
 
-    def _product(self, body: _Body, name: str, inputs: list[str], starts: list[str], index: str, lanes: int) -> list[str]:
+    def _product(self, body: Body, name: str, inputs: list[str], starts: list[str], index: str, lanes: int) -> list[str]:
         step = self.steps[name]
         assert step.data is not None
         depth = len(step.data)
@@ -391,45 +290,19 @@ class _Writer:
             weight = self._constant_of_cells(body, name, index, lanes, k)
             for event, offset in enumerate(offsets):
                 factor = body.splat(body.load(body.place(inputs[step.index], offset, k), 1), lanes)
-                if _has_fma():
+                if has_fma():
                     sums[event] = body.intrinsic("fma", lanes, factor, weight, sums[event])
                 else:
                     sums[event] = body.let(
-                        f"fadd {_type(lanes)} {sums[event]}, {body.let(f'fmul {_type(lanes)} {factor}, {weight}')}"
+                        f"fadd {vector_type(lanes)} {sums[event]}, {body.let(f'fmul {vector_type(lanes)} {factor}, {weight}')}"
                     )
         return sums
-
-    def _cell(
-        self,
-        body: _Body,
-        name: str,
-        index: str,
-        lanes: int,
-        known: dict[str, str],
-        single: dict[str, str],
-        inputs: list[str],
-        event: str,
-    ) -> str:
-        if name in known:
-            return known[name]
-        step = self.steps[name]
-        if step.size == "event":
-            known[name] = body.splat(single[name], lanes, _kind(step))
-        elif step.kind == "constant":
-            known[name] = self._constant_of_cells(body, name, index, lanes)
-        elif step.kind == "input":
-            place = body.place(inputs[step.index], body.times(event, self.program.cells), index)
-            known[name] = body.load(place, lanes)
-        else:
-            values = [self._cell(body, i, index, lanes, known, single, inputs, event) for i in step.inputs]
-            known[name] = self._operation(body, step, values, lanes)
-        return known[name]
 
     # between the passes
 
     def _turn(self) -> str:
         """(row, rows) to (rows, row), in tiles that are transposed in registers."""
-        body = _Body()
+        body = Body()
         rows, row = self.program.rows, self.program.row
         tiles = rows // _TILE * _TILE
 
@@ -437,7 +310,7 @@ class _Writer:
             source = body.place("%source", body.times(r, rows), g)
             parts = [body.load(body.place(source, j * rows), _TILE) for j in range(_TILE)]
             target = body.place("%target", body.times(g, row), r)
-            for j, value in enumerate(_transposed(body, parts)):
+            for j, value in enumerate(transposed(body, parts)):
                 body.store(value, body.place(target, j * row), _TILE)
 
         def single(r: str, g: str) -> None:
@@ -449,18 +322,16 @@ class _Writer:
             body.loop(row // _TILE * _TILE, row, 1, lambda r: body.loop(0, tiles, 1, lambda g: single(r, g)))
         if tiles < rows:
             body.loop(tiles, rows, 1, lambda g: body.loop(0, row, 1, lambda r: single(r, g)))
-        return _function("turn", "ptr noalias %source, ptr noalias %target", body)
+        return function("turn", "ptr noalias %source, ptr noalias %target", body)
 
     # the passes over rows
 
     def _rows(self) -> str:
         """Sums over each row, what follows from them, and the result."""
-        body = _Body()
+        body = Body()
         inputs = self._input_addresses(body)
         single = self._event_values(body, inputs, "%event")
         row, rows = self.program.row, self.program.rows
-        levels = self._levels()
-        deepest = max(levels.values(), default=0)
 
         def of_row(g: str) -> None:
             known: dict[str, str] = dict(single)
@@ -499,9 +370,9 @@ class _Writer:
                     for each in step.inputs:
                         prepare(each)
 
-            for level in range(1, deepest + 1):
-                for name in (n for n, step in self.steps.items() if step.kind == "sum" and levels[n] == level):
-                    (source,) = self.steps[name].inputs
+            for name, step in self.steps.items():
+                if step.kind == "sum":
+                    (source,) = step.inputs
                     prepare(source)
                     known[name] = self._sum(body, row, lambda at, lanes, s=source: cell(s, at, lanes, {}))  # type: ignore[misc]
             prepare(self._result)
@@ -513,32 +384,25 @@ class _Writer:
 
         body.loop(0, rows, 1, of_row)
         parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %kept, ptr noalias %out, i64 %event"
-        return _function("rows", parameters, body)
+        return function("rows", parameters, body)
 
-    def _levels(self) -> dict[str, int]:
-        """How many sums over rows lie between a value and the inputs."""
-        found: dict[str, int] = {}
-        for name, step in self.steps.items():
-            found[name] = max((found[i] for i in step.inputs), default=0) + (step.kind == "sum")
-        return found
-
-    def _sum(self, body: _Body, count: int, value: Callable[[str, int], str]) -> str:
+    def _sum(self, body: Body, count: int, value: Callable[[str, int], str]) -> str:
         """Sixteen partial sums, added pairwise in the end, and what the vectors leave over."""
-        parts, rest = body.let(f"alloca {_type(_LANES)}"), body.let("alloca float")
-        body.store(body.number(0.0, _LANES), parts, _LANES)
-        body.store(_float(0.0), rest, 1)
+        parts, rest = body.let(f"alloca {vector_type(LANES)}"), body.let("alloca float")
+        body.store(body.number(0.0, LANES), parts, LANES)
+        body.store(constant(0.0), rest, 1)
 
         def add(at: str, lanes: int) -> None:
             place = parts if lanes > 1 else rest
             so_far, more = body.load(place, lanes), value(at, lanes)
-            body.store(body.let(f"fadd {_type(lanes)} {so_far}, {more}"), place, lanes)
+            body.store(body.let(f"fadd {vector_type(lanes)} {so_far}, {more}"), place, lanes)
 
         body.sweep(count, add)
-        total, lanes = body.load(parts, _LANES), _LANES
+        total, lanes = body.load(parts, LANES), LANES
         while lanes > 1:
             halves = [
                 body.let(
-                    f"shufflevector {_type(lanes)} {total}, {_type(lanes)} poison, <{lanes // 2} x i32> "
+                    f"shufflevector {vector_type(lanes)} {total}, {vector_type(lanes)} poison, <{lanes // 2} x i32> "
                     f"<{', '.join(f'i32 {start + i}' for i in range(lanes // 2))}>"
                 )
                 for start in (0, lanes // 2)
@@ -549,7 +413,7 @@ class _Writer:
         return body.let(f"fadd float {total}, {body.load(rest, 1)}")
 
     def _run(self) -> str:
-        body = _Body()
+        body = Body()
         kept, length = len(self.kept), self._length
 
         def events(first: str, count: int) -> None:
@@ -569,30 +433,4 @@ class _Writer:
         body.loop(0, "%events", _EVENTS, lambda first: events(first, _EVENTS))
         whole = body.times(body.let(f"sdiv i64 %events, {_EVENTS}"), _EVENTS)
         body.loop(whole, "%events", 1, lambda first: events(first, 1))
-        return _function("run", "ptr %inputs, ptr %constants, ptr %scratch, ptr %out, i64 %events", body, public=True)
-
-
-def _function(name: str, parameters: str, body: _Body, *, public: bool = False) -> str:
-    """Memory on the stack is taken once, in the beginning; passes stay functions of their own, which compile well."""
-    taken = [line for line in body.lines if " = alloca " in line]
-    rest = [line for line in body.lines if " = alloca " not in line]
-    head = f"define {'' if public else 'internal '}void @{name}({parameters}) {'' if public else 'noinline '}nounwind {{"
-    return "\n".join([head, "entry:", *taken, *rest, "  ret void", "}"])
-
-
-def _transposed(body: _Body, parts: list[str]) -> list[str]:
-    """Rows of a square become its columns: pairs of rows are interleaved at distances of one half, one quarter, ..."""
-    size = len(parts)
-    kind = f"<{size} x float>"
-    for stage in range(int(math.log2(size))):
-        width = 1 << stage
-        pairs = [(i, i | width) for i in range(size) if not i & width]
-        first = [(i if not i & width else size + (i ^ width)) for i in range(size)]
-        second = [(i | width if not i & width else size + i) for i in range(size)]
-        new = list(parts)
-        for a, b in pairs:
-            for target, order in ((a, first), (b, second)):
-                mask = ", ".join(f"i32 {i}" for i in order)
-                new[target] = body.let(f"shufflevector {kind} {parts[a]}, {kind} {parts[b]}, <{size} x i32> <{mask}>")
-        parts = new
-    return parts
+        return function("run", "ptr %inputs, ptr %constants, ptr %scratch, ptr %out, i64 %events", body, public=True)
