@@ -44,7 +44,6 @@ def main() -> None:
     parser.add_argument("--events", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision")
-    parser.add_argument("--compression", default="gzip", help="gzip or lz4")
     parser.add_argument("--output", type=Path, help="where showers go; a folder that is removed by default")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -54,11 +53,10 @@ def main() -> None:
         output = arguments.output or Path(folder)
         measure = speed if arguments.what == "speed" else memory
         events = arguments.events or (100_000 if arguments.what == "speed" else 10_000_000)
-        found = measure(surrogate, precision, events, arguments.rounds, output, arguments.compression)
+        found = measure(surrogate, precision, events, arguments.rounds, output)
     found = {
         "surrogate": surrogate.manifest.name,
         "precision": precision,
-        "compression": arguments.compression,
         "events": events,
         "machine": machine(),
     } | found
@@ -68,7 +66,7 @@ def main() -> None:
         arguments.json.write_text(text + "\n", encoding="utf-8")
 
 
-def speed(surrogate: Surrogate, precision: str, events: int, rounds: int, output: Path, compression: str) -> dict[str, Any]:
+def speed(surrogate: Surrogate, precision: str, events: int, rounds: int, output: Path) -> dict[str, Any]:
     settings = choose_settings(surrogate, precision)
     compiled, settings = compile_reproducible(surrogate, precision, settings)
     allowed = surrogate.manifest.conditions[ENERGY]
@@ -90,13 +88,13 @@ def speed(surrogate: Surrogate, precision: str, events: int, rounds: int, output
 
     def writing() -> None:
         path, detector = output / "written.h5", get_detector(surrogate.manifest.detector)
-        with EventFile(path, len(starts) * settings.batch, detector, {}, compression=compression) as file:
+        with EventFile(path, len(starts) * settings.batch, detector, {}) as file:
             for start in starts:
                 file.append(showers[start : start + settings.batch], energies[start : start + settings.batch])
         path.unlink()
 
     def all_of_it() -> None:
-        options = {"streams": settings.streams, "threads": settings.threads, "batch": settings.batch, "compression": compression}
+        options = {"streams": settings.streams, "threads": settings.threads, "batch": settings.batch}
         start = now()
         begun: list[NDArray[np.float64]] = []
 
@@ -149,7 +147,7 @@ def now() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def memory(surrogate: Surrogate, precision: str, events: int, rounds: int, output: Path, compression: str) -> dict[str, Any]:
+def memory(surrogate: Surrogate, precision: str, events: int, rounds: int, output: Path) -> dict[str, Any]:
     process, seen = psutil.Process(), list[tuple[int, float]]()
 
     def look(done: int, total: int) -> None:
@@ -157,9 +155,7 @@ def memory(surrogate: Surrogate, precision: str, events: int, rounds: int, outpu
             seen.append((done, process.memory_info().rss / 2**20))
 
     started = time.perf_counter()
-    result = generate(
-        surrogate, events, seed=1, precision=precision, output=output / "run", compression=compression, progress=look
-    )
+    result = generate(surrogate, events, seed=1, precision=precision, output=output / "run", progress=look)
     mib = [amount for _, amount in seen]
     tenth = next(amount for done, amount in seen if done >= events / 10)
     disk = sum(path.stat().st_size for path in result.files)

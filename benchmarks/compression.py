@@ -1,6 +1,6 @@
 """How fast showers are compressed, and into how many bytes: `python benchmarks/compression.py showers.h5`, one core, CPU time.
 
-Medians of rounds. `generate --compression` gives "zlib-ng, runs" (gzip) or "lz4"; zstd comes from pyarrow (extra `dev`).
+Medians of rounds. `generate` uses "ours"; lz4 and zstd come from pyarrow (extra `dev`).
 """
 
 import sys
@@ -11,16 +11,24 @@ import numpy as np
 import pyarrow
 from zlib_ng import zlib_ng
 
-from minicarlo import lz4_chunks
+from minicarlo.deflate import deflate
 from minicarlo.events import read_events
 
 CHUNK, EVENTS, ROUNDS = 64, 1984, 5
 
 
-def run_length(data: bytes, level: int) -> bytes:
-    """As `minicarlo.generation.writer` does it."""
-    deflate = zlib_ng.compressobj(level, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, 9, zlib_ng.Z_RLE)
-    return deflate.compress(data) + deflate.flush()
+def ours(data: bytes, level: int) -> bytes:
+    return deflate([np.frombuffer(data, np.float32)], len(data))[0]
+
+
+def runs(data: bytes, level: int) -> bytes:
+    """With zlib's strategy for runs of the same byte."""
+    stream = zlib_ng.compressobj(level, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, 9, zlib_ng.Z_RLE)
+    return stream.compress(data) + stream.flush()
+
+
+def lz4(data: bytes, level: int) -> bytes:
+    return pyarrow.Codec("lz4_raw").compress(data, asbytes=True)
 
 
 def zstandard(data: bytes, level: int) -> bytes:
@@ -31,10 +39,11 @@ def main(path: str) -> None:
     showers = read_events(path, stop=EVENTS).samples.astype(np.float32)
     chunks = [showers[start : start + CHUNK].tobytes() for start in range(0, len(showers), CHUNK)]
     cases = [
+        ("ours", 0, ours),
         ("zlib", 1, zlib.compress),
         *(("zlib-ng", level, zlib_ng.compress) for level in (1, 2, 3)),
-        ("zlib-ng, runs", 2, run_length),
-        ("lz4", 1, lambda data, level: lz4_chunks.pack(data)),
+        ("zlib-ng, runs", 2, runs),
+        ("lz4", 1, lz4),
         *(("zstd", level, zstandard) for level in (-5, -1, 1, 3)),
     ]
     seconds: dict[tuple[str, int], list[float]] = {case[:2]: [] for case in cases}

@@ -123,7 +123,7 @@ def test_a_damaged_or_missing_shard_is_made_again(surrogate, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 2}, {"n": 91}, {"energy": "10GeV"}, {"precision": "bf16"}, {"shard_size": 31}, {"compression": "lz4"}],
+    [{"seed": 2}, {"n": 91}, {"energy": "10GeV"}, {"precision": "bf16"}, {"shard_size": 31}],
     ids=lambda c: next(iter(c)),
 )
 def test_another_request_in_the_same_folder_is_refused_and_touches_nothing(surrogate, tmp_path, change):
@@ -235,7 +235,6 @@ def test_energy_is_by_default_the_trained_range(surrogate):
         ({"n": 5, "streams": 0}, InvalidConfig, "streams must be between"),
         ({"n": 5, "shard_size": 0}, InvalidConfig, "shard size"),
         ({"n": 5, "mantissa_bits": 23}, InvalidConfig, "1 to 22 bits"),
-        ({"n": 5, "compression": "zstd"}, InvalidConfig, "gzip or lz4, not 'zstd'"),
     ],
 )
 def test_a_mistake_is_refused_before_anything_is_written(surrogate, tmp_path, arguments, error, message):
@@ -340,18 +339,6 @@ def test_energies_are_rounded_to_the_declared_bits_and_no_further(surrogate, ref
     assert made.attributes["cell_energy_rounding"] == f"{bits} mantissa bits (relative error below 2^-{bits + 1})"
     with pytest.raises(OutputError, match="cell_energy_rounding"):
         generate(surrogate, 150, ENERGY, seed=7, output=tmp_path / "a.h5")
-
-
-def test_lz4_holds_the_same_events_in_the_same_bytes_and_hdf5_reads_it_with_its_plugin(surrogate, reference, tmp_path):
-    for name, options in (("a.h5", {"streams": 2, "batch": 16}), ("b.h5", {"shard_size": 64, "batch": 13})):
-        generate(surrogate, 150, ENERGY, seed=7, output=tmp_path / name, compression="lz4", **options)
-    assert sha256(tmp_path / "a.h5") == sha256(tmp_path / "b.h5")
-    assert read_events(tmp_path / "a.h5").samples.tobytes() == reference.samples.tobytes()
-    with pytest.raises(OutputError, match="cell_energy_compression"):
-        generate(surrogate, 150, ENERGY, seed=7, output=tmp_path / "a.h5")
-    reader = "import sys, h5py, hdf5plugin; sys.stdout.buffer.write(h5py.File(sys.argv[1])['showers'][...].tobytes())"
-    read = subprocess.run([sys.executable, "-c", reader, tmp_path / "b.h5"], capture_output=True, check=True)
-    assert read.stdout == reference.samples.tobytes()
 
 
 def test_provenance_is_recorded_without_what_does_not_decide_the_bits(surrogate, tmp_path):

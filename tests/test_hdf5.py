@@ -12,11 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from minicarlo import hdf5, lz4_chunks
-from minicarlo.detectors import get_detector
+from minicarlo import hdf5
 from minicarlo.errors import InvalidEventSet, MinicarloError
 from minicarlo.events import events_info, read_events, write_events
-from minicarlo.generation.writer import EventFile
 from small_events import make_events
 
 
@@ -122,7 +120,7 @@ def test_chunks_that_would_fill_the_memory_are_refused(path: Path) -> None:
     refused(path, "'showers'.*chunks .*too large")
 
 
-@pytest.mark.parametrize("filters", [(32015,), (lz4_chunks.FILTER,) * 2, (h5py.h5z.FILTER_SZIP,), (h5py.h5z.FILTER_DEFLATE,) * 2])
+@pytest.mark.parametrize("filters", [(32004,), (32015,), (h5py.h5z.FILTER_SZIP,), (h5py.h5z.FILTER_DEFLATE,) * 2])
 def test_filters_that_load_plugins_or_multiply_expansion_are_refused(path: Path, filters: tuple[int, ...]) -> None:
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_chunk((2, 15625))
@@ -132,44 +130,6 @@ def test_filters_that_load_plugins_or_multiply_expansion_are_refused(path: Path,
     with h5py.File(path, "a") as file:
         h5py.h5d.create(file.id, b"showers", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((2, 15625)), creation)
     refused(path, "'showers'.*filters")
-
-
-@pytest.mark.parametrize(("chunk", "kind"), [((2, 100), h5py.h5t.IEEE_F32LE), ((2, 15625), h5py.h5t.IEEE_F64LE)])
-def test_lz4_that_only_a_plugin_could_read_is_refused(path: Path, chunk: tuple[int, int], kind: h5py.h5t.TypeID) -> None:
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_chunk(chunk)
-    creation.set_filter(lz4_chunks.FILTER, h5py.h5z.FLAG_OPTIONAL, ())
-    with h5py.File(path, "a") as file:
-        h5py.h5d.create(file.id, b"showers", kind, h5py.h5s.create_simple((2, 15625)), creation)
-    refused(path, "'showers'.*compressed with lz4, but not in chunks of whole rows")
-
-
-def test_lz4_is_read_of_showers_only(path: Path) -> None:
-    """Conditions are read by HDF5, which would load a plugin."""
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_chunk((2, 1))
-    creation.set_filter(lz4_chunks.FILTER, h5py.h5z.FLAG_OPTIONAL, ())
-    with h5py.File(path, "a") as file:
-        del file["incident_energies"]
-        space = h5py.h5s.create_simple((2, 1))
-        dataset = h5py.h5d.create(file.id, b"incident_energies", h5py.h5t.IEEE_F32LE, space, creation)
-        dataset.write_direct_chunk((0, 0), lz4_chunks.pack(np.ones(2, "<f4").tobytes()))
-        file["showers"] = np.ones((2, 15625), "f4")
-    refused(path, "'incident_energies'.*as showers may be")
-
-
-@pytest.mark.parametrize("mask", [0, 1, 2, 3])
-def test_no_mask_of_a_chunk_makes_hdf5_unpack_lz4(path: Path, mask: int) -> None:
-    values = np.arange(2 * 15625, dtype="<f4").reshape(2, 15625)
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_chunk((2, 15625))
-    creation.set_filter(lz4_chunks.FILTER, h5py.h5z.FLAG_OPTIONAL, ())
-    with h5py.File(path, "a") as file:
-        space = h5py.h5s.create_simple((2, 15625))
-        dataset = h5py.h5d.create(file.id, b"showers", h5py.h5t.IEEE_F32LE, space, creation)
-        plain = values.tobytes()
-        dataset.write_direct_chunk((0, 0), plain if mask & 1 else lz4_chunks.pack(plain), filter_mask=mask)
-    np.testing.assert_array_equal(read_events(path).samples.reshape(2, -1), values)
 
 
 def test_a_metadata_cache_image_is_refused_before_hdf5_loads_it(tmp_path: Path) -> None:
@@ -260,14 +220,10 @@ def test_damage_on_which_hdf5_loops_for_ever_ends_in_an_error(path: Path, monkey
         events_info(path)
 
 
-@pytest.mark.parametrize("compression", ["gzip", "lz4", None])
+@pytest.mark.parametrize("compression", ["gzip", None])
 def test_random_damage_is_refused_or_harmless(tmp_path: Path, compression: str | None) -> None:
     events = make_events(2)
-    if compression == "lz4":
-        with EventFile(tmp_path / "good.h5", 2, get_detector(events.detector), {}, compression="lz4") as file:
-            file.append(events.samples, events.conditions["incident_energy"])
-    else:
-        write_events(tmp_path / "good.h5", events, compression=compression)
+    write_events(tmp_path / "good.h5", events, compression=compression)
     good, choose = (tmp_path / "good.h5").read_bytes(), random.Random(1)
     outcomes = set()
     for _ in range(150):

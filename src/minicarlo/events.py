@@ -300,7 +300,7 @@ def _parse(file: h5py.File, path: Path) -> tuple[_Header, h5py.Dataset]:
                 f"Event set {path} has no dataset {name!r}; it has {', '.join(sorted(names)[:8]) or 'none'}. "
                 f"CaloChallenge's format needs {ENERGIES!r} (N, 1) and {SHOWERS!r} (N, voxels), both in MeV."
             )
-    showers = open_dataset(file, path, SHOWERS, by_rows=True)
+    showers = open_dataset(file, path, SHOWERS)
     if len(showers.shape) != 2 or not showers.shape[1]:
         raise InvalidEventSet(
             f"Event set {path}, dataset {SHOWERS!r}: shape {showers.shape} is wrong, (N, voxels) is right. Flatten (z, x, y)."

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from minicarlo import _attributes, lz4_chunks
+from minicarlo import _attributes
 from minicarlo.errors import InvalidEventSet
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -33,7 +33,6 @@ _FILTERS = {
     h5py.h5z.FILTER_SHUFFLE: "shuffle",
     h5py.h5z.FILTER_LZF: "lzf",
     h5py.h5z.FILTER_FLETCHER32: "fletcher32",
-    lz4_chunks.FILTER: "lz4",
 }
 _LARGEST_CHUNK = 2**28
 _LARGEST_EXPANSION = 1100  # deflate reaches 1032
@@ -82,11 +81,8 @@ def dataset_names(file: h5py.File, path: Path) -> list[str]:
     return names
 
 
-def open_dataset(file: h5py.File, path: Path, name: str, *, by_rows: bool = False) -> h5py.Dataset:
-    """A numeric dataset whose data lie in this file, completely. Raises InvalidEventSet.
-
-    With `by_rows` it is for `read_rows`, which unpacks lz4 by itself; HDF5 would look for a plugin and load it.
-    """
+def open_dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
+    """A numeric dataset whose data lie in this file, completely. Raises InvalidEventSet."""
 
     def refusal(reason: str, remedy: str = _REWRITE) -> InvalidEventSet:
         return InvalidEventSet(f"Event set {path}, dataset {name!r:.80}: {reason}. {remedy}")
@@ -110,8 +106,6 @@ def open_dataset(file: h5py.File, path: Path, name: str, *, by_rows: bool = Fals
     if identifier.get_space().get_simple_extent_type() != h5py.h5s.SIMPLE:
         raise refusal("it is not an array")
     dataset = h5py.Dataset(identifier)
-    if lz4_chunks.FILTER in filters and not (by_rows and _unpacking(dataset)):
-        raise refusal("it is compressed with lz4, but not in chunks of whole rows of float32 and by lz4 alone, as showers may be")
     size, stored, claimed = path.stat().st_size, identifier.get_storage_size(), prod(dataset.shape) * kind.get_size()
     if stored > size or claimed > size * (_LARGEST_EXPANSION if filters else 1):
         raise refusal(f"it claims {claimed} bytes, which a file of {size} bytes cannot hold", _INCOMPLETE)
@@ -131,8 +125,7 @@ def open_dataset(file: h5py.File, path: Path, name: str, *, by_rows: bool = Fals
 def read_rows(dataset: h5py.Dataset, start: int, out: NDArray[np.float32]) -> None:
     """Fill `out` (n, K) with rows start .. start + n - 1 of a dataset (N, K) that `open_dataset` has accepted.
 
-    Whole rows of float32 in gzip or lz4, which event sets are, go around HDF5's filters: zlib-ng inflates three to six times as
-    fast, and lz4 needs no plugin.
+    Whole rows of float32 in gzip, which event sets are, go around HDF5's filters: zlib-ng inflates three to six times as fast.
     """
     stop, unpack = start + len(out), _unpacking(dataset)
     if unpack is None:
@@ -186,7 +179,6 @@ def _unshuffle(data: bytes) -> NDArray[np.float32]:
 _UNPACKINGS: dict[tuple[int, ...], Callable[[bytes, int], NDArray[Any]]] = {
     (h5py.h5z.FILTER_DEFLATE,): lambda data, size: np.frombuffer(_inflate(data, size), "<f4"),
     (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE): lambda data, size: _unshuffle(_inflate(data, size)),
-    (lz4_chunks.FILTER,): lambda data, size: np.frombuffer(lz4_chunks.unpack(data, size), "<f4"),
 }
 
 

@@ -29,13 +29,6 @@ from minicarlo.cli._common import format_count, format_rate, format_seconds, jso
 @click.option("--batch", type=int, help="Events per inference. Default: measured.")
 @click.option("--shard-size", type=int, default=10_000, show_default=True, help="Events in a shard.")
 @click.option("--mantissa-bits", type=int, help="Round energies to so many bits: smaller files. Default: exact float32.")
-@click.option(
-    "--compression",
-    type=click.Choice(["gzip", "lz4"]),
-    default="gzip",
-    show_default=True,
-    help="lz4 is faster and larger; HDF5 reads it with a plugin (import hdf5plugin).",
-)
 @click.option("--cluster", help="Dask workers: local[:N], ssh:HOST,HOST, slurm[:N], htcondor[:N], tcp:// or tls://HOST:PORT.")
 @click.option("--overwrite", is_flag=True, help="Replace what another request made at --output.")
 @json_option
@@ -53,7 +46,6 @@ def command(
     batch: int | None,
     shard_size: int,
     mantissa_bits: int | None,
-    compression: str,
     overwrite: bool,
     cluster: str | None,
     as_json: bool,
@@ -89,7 +81,6 @@ def command(
             batch=batch,
             shard_size=shard_size,
             mantissa_bits=mantissa_bits,
-            compression=compression,
             overwrite=overwrite,
             cluster=cluster,
             progress=progress,

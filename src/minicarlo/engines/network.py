@@ -80,7 +80,6 @@ class OpenVinoNetwork(RuntimeAccount):
             properties |= {"INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False} | AS_PLANNED
         self._compiled = core().compile_model(model, device, properties | (EMULATION if emulate else {}))
         self._inputs = {name: self._compiled.input(name) for name in shapes}
-        self._types = {name: port.get_element_type().to_dtype() for name, port in self._inputs.items()}
         self._outputs = {tensor_name(port): port for port in self._compiled.outputs}
         self._requests: deque[Request] = deque()
 
@@ -113,7 +112,7 @@ class OpenVinoNetwork(RuntimeAccount):
     def _map(self, batches: Iterable[tuple[Key, Arrays]], depth: int) -> Iterator[tuple[Key, dict[str, NDArray[Any]]]]:
         """A ring of `depth` requests: the oldest is waited for and its results handed out before it is used again."""
         while len(self._requests) < depth:
-            self._requests.append(Request(self._compiled, self._outputs))
+            self._requests.append(Request(self._compiled, self._inputs, self._outputs))
         idle = deque(self._requests.popleft() for _ in range(depth))  # ours until done: a second map takes others
         running: deque[tuple[Key, Request]] = deque()
         try:
@@ -132,15 +131,11 @@ class OpenVinoNetwork(RuntimeAccount):
             self._requests.extend(idle)
 
     def _start(self, request: Request, inputs: Arrays) -> None:
-        arrays = {name: np.ascontiguousarray(inputs[name], kind) for name, kind in self._types.items()}
-        lengths = {name: len(array) for name, array in arrays.items()}
+        lengths = {name: len(inputs[name]) for name in self._inputs}
         count = next(iter(lengths.values()))
         if len(set(lengths.values())) != 1 or (self.batch is not None and not 0 < count <= self.batch):
             raise ValueError(f"inputs of {lengths} events do not fit a batch of {self.batch}")
-        if self.batch is not None and count < self.batch:
-            missing = self.batch - count
-            arrays = {n: np.concatenate([a, np.broadcast_to(a[-1:], (missing, *a.shape[1:]))]) for n, a in arrays.items()}
-        request.start({self._inputs[name]: array for name, array in arrays.items()}, count)
+        request.start(inputs, count, self.batch or count)
 
     @staticmethod
     def _finish(running: deque[tuple[Key, Request]], idle: deque[Request]) -> tuple[Key, dict[str, NDArray[Any]]]:
@@ -174,24 +169,33 @@ class OpenVinoNetwork(RuntimeAccount):
 class Request:
     """An inference request. Its results lie in arrays of their own, which belong to whoever asks for them."""
 
-    def __init__(self, compiled: Any, outputs: Mapping[str, Any]) -> None:  # noqa: ANN401
-        self._request, self._outputs = compiled.create_infer_request(), outputs
+    def __init__(self, compiled: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:  # noqa: ANN401
+        self._request, self._inputs, self._outputs = compiled.create_infer_request(), inputs, outputs
+        self._types = {name: port.get_element_type().to_dtype() for name, port in inputs.items()}
         self._shapes = {name: event_shape(port) for name, port in outputs.items()}
+        self._given: dict[str, NDArray[Any]] = {}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._count = 0
 
-    def start(self, inputs: Mapping[Any, NDArray[Any]], count: int) -> None:
-        """Begin to compute; the first `count` events are wanted."""
+    def start(self, inputs: Arrays, count: int, batch: int) -> None:
+        """Begin to compute `count` events; the last one fills what is left of the batch."""
         import openvino
 
-        self._count, self._arrays, batch = count, {}, len(next(iter(inputs.values())))
+        self._count, self._arrays = count, {}
+        for name, port in self._inputs.items():
+            array, given = np.asarray(inputs[name]), self._given.get(name)
+            if given is None or given.shape != (batch, *array.shape[1:]):
+                given = self._given[name] = np.empty((batch, *array.shape[1:]), self._types[name])
+                self._request.set_tensor(port, openvino.Tensor(given, shared_memory=True))
+            given[:count] = array
+            given[count:] = array[-1:]
         for name, port in self._outputs.items():
             shape = self._shapes[name]
             if shape is not None:  # straight into memory of the caller's
                 self._arrays[name] = np.empty((batch, *shape), port.get_element_type().to_dtype())
                 self._request.set_tensor(port, openvino.Tensor(self._arrays[name], shared_memory=True))
         with _starting:
-            self._request.start_async(inputs, share_inputs=False)
+            self._request.start_async()
             _under_way.add(self)
 
     def wait(self) -> None:

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.llvm import (
+from minicarlo.llvm import (
     LANES,
     Body,
     compiled,

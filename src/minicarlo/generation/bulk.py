@@ -6,9 +6,9 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,13 +26,13 @@ from minicarlo.events import ENERGY, EventSet, events_info
 from minicarlo.files import check_writable
 from minicarlo.generation.conditions import Energies, resolve_energies
 from minicarlo.generation.settings import Settings, choose_settings, compile_reproducible, fingerprint, usual_precision
-from minicarlo.generation.writer import COMPRESSIONS, EventFile, check_samples
+from minicarlo.generation.writer import EventFile, check_samples
 from minicarlo.sampling import EnergyDistribution, normal_latents
 from minicarlo.shards import Run, Shard, claim, claim_hidden, is_file, join, parts, shards
 from minicarlo.surrogate import Surrogate
 
 SHARD_SIZE = 10_000
-ROUNDING, COMPRESSION = "cell_energy_rounding", "cell_energy_compression"
+ROUNDING = "cell_energy_rounding"
 _worker = threading.local()  # of a thread of a cluster's worker: its order and compiled generator
 
 Progress = Callable[[int, int], None]
@@ -78,7 +78,6 @@ def generate(
     engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
     mantissa_bits: int | None = None,
-    compression: str = "gzip",
     overwrite: bool = False,
     cluster: str | None = None,
     progress: Progress | None = None,
@@ -101,7 +100,6 @@ def generate(
     engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
     mantissa_bits: int | None = None,
-    compression: str = "gzip",
     overwrite: bool = False,
     cluster: str | None = None,
     progress: Progress | None = None,
@@ -123,7 +121,6 @@ def generate(
     engine: str = "openvino",
     shard_size: int = SHARD_SIZE,
     mantissa_bits: int | None = None,
-    compression: str = "gzip",
     overwrite: bool = False,
     cluster: str | None = None,
     progress: Progress | None = None,
@@ -146,8 +143,6 @@ def generate(
         engine: the runtime, with a device or without: "openvino", "onnxruntime:cuda" (`minicarlo engines`); its bits are its own.
         mantissa_bits: round the energies in files to so many bits of mantissa (1 to 22): smaller files, a relative error up to
             2^-(bits + 1), declared in the attribute `cell_energy_rounding`. By default they are exact.
-        compression: "gzip", or "lz4": 0.6 of the time for 1.6 times the bytes, for machines that wait for writing; HDF5
-            reads it with a plugin (`import hdf5plugin`), minicarlo without one.
         cluster: make the shards on the workers of a Dask cluster: "local", "local:4", "ssh:host,host", "slurm:20", "htcondor:20",
             "tcp://host:port" or "tls://host:port" (`minicarlo.cluster`); one event at a time in each thread of a worker.
         progress: called with (events done, events in all).
@@ -167,8 +162,6 @@ def generate(
         raise InvalidConfig(
             f"Energies in files are rounded to 1 to 22 bits of mantissa, not {mantissa_bits}; in memory they are exact."
         )
-    if compression not in COMPRESSIONS or (compression != "gzip" and output is None):
-        raise InvalidConfig(f"Files are compressed with {' or '.join(COMPRESSIONS)}, not {compression!r:.40}; memory is not.")
     energies, count = resolve_energies(surrogate, n, energy, conditions)
     normal_latents(seed, 0, 0, 1)  # refuses an impossible seed
     if cluster is not None:
@@ -179,7 +172,7 @@ def generate(
             )
         streams = threads = 1
     settings = choose_settings(surrogate, precision, streams=streams, threads=threads, batch=batch, events=count, engine=engine)
-    run = _Run(surrogate, precision, engine, energies, count, seed, settings, progress, cluster, mantissa_bits, compression)
+    run = _Run(surrogate, precision, engine, energies, count, seed, settings, progress, cluster, mantissa_bits)
     if output is None:
         return run.in_memory()
     output = Path(output)
@@ -201,11 +194,10 @@ class _Run:
         progress: Progress | None,
         cluster: str | None,
         mantissa_bits: int | None,
-        compression: str,
     ) -> None:
         self.surrogate, self.precision, self.engine, self.energies = surrogate, precision, engine, energies
         self.count, self.seed, self.settings, self.progress = count, seed, settings, progress
-        self.cluster, self.mantissa_bits, self.compression = cluster, mantissa_bits, compression
+        self.cluster, self.mantissa_bits = cluster, mantissa_bits
         self.detector = get_detector(surrogate.manifest.detector)
         self.done = 0
 
@@ -213,7 +205,7 @@ class _Run:
         compiled = self.compile()
         samples = np.empty((self.count, *self.detector.shape), np.float32)
         energies = np.empty(self.count, np.float32)
-        for start, part, energy in self.batches(compiled, 0, self.count):
+        for start, part, energy in self.batches(compiled, [range(self.count)]):
             check_samples(part, start)
             samples[start : start + len(part)] = part
             energies[start : start + len(part)] = energy
@@ -251,9 +243,7 @@ class _Run:
         if self.cluster is not None and missing:
             self.settings = self.complete_on(self.cluster, compiled, run, missing)
         else:
-            for shard in missing:
-                self.write(compiled, shard)
-                run.add(shard)
+            self.write_all(compiled, run, missing)
         result = self.result(compiled, path, [shard.path for shard in pieces], time.perf_counter() - started, resumed)
         if resumed < self.count:
             run.last = {
@@ -284,7 +274,7 @@ class _Run:
             raise OutputError(
                 f"Cannot write {path}: there is a file of that name that is no event set. Choose another name, or --overwrite it."
             ) from error
-        wanted = {ROUNDING: None, COMPRESSION: None} | self.attributes(0) | {"events": self.count}
+        wanted = {ROUNDING: None} | self.attributes(0) | {"events": self.count}
         found = info["attributes"] | {"events": info["count"]}
         if differs := next((name for name, value in wanted.items() if found.get(name) != value), None):
             raise OutputError(
@@ -297,14 +287,14 @@ class _Run:
         compiled, self.settings = compile_reproducible(self.surrogate, self.precision, self.settings, self.engine)
         return compiled
 
-    def batches(self, compiled: CompiledGenerator, first: int, count: int) -> Iterator[tuple[int, Array, Array]]:
-        """(first event, samples, energies) batch by batch, in order; latents are made in a thread of their own."""
+    def batches(self, compiled: CompiledGenerator, parts: Iterable[range]) -> Generator[tuple[int, Array, Array], None, None]:
+        """(first event, samples, energies) by batches, each of one part, in order; latents are made in a thread of their own."""
         size, step = self.surrogate.manifest.latent_size, self.settings.batch
 
         def inputs() -> Iterator[tuple[int, Array, Array]]:
             block = step * max(1, 512 // step)  # Philox blocks are drawn whole: ask for many events at a time
-            for begin in range(first, first + count, block):
-                number = min(block, first + count - begin)
+            for begin, end in ((begin, part.stop) for part in parts for begin in part[::block]):
+                number = min(block, end - begin)
                 latent, energy = normal_latents(self.seed, begin, number, size), self.energies.at(self.seed, begin, number)
                 for offset in range(0, number, step):
                     yield begin + offset, latent[offset : offset + step], energy[offset : offset + step]
@@ -317,14 +307,44 @@ class _Run:
                 yield start, latent, energy
 
         for start, samples in compiled.map(remembering()):
-            yield start, samples, energy_of.pop(start)
             self.advance(len(samples))
+            yield start, samples, energy_of.pop(start)
+
+    def file(self, shard: Shard, workers: int | None = None) -> EventFile:
+        attributes = self.attributes(shard.start)
+        return EventFile(shard.path, len(shard), self.detector, attributes, shard.start, workers, self.mantissa_bits)
 
     def write(self, compiled: CompiledGenerator, shard: Shard, workers: int | None = None) -> None:
-        attributes, how = self.attributes(shard.start), (self.mantissa_bits, self.compression)
-        with EventFile(shard.path, len(shard), self.detector, attributes, shard.start, workers, *how) as file:
-            for _, samples, energy in self.batches(compiled, shard.start, len(shard)):
+        with self.file(shard, workers) as file:
+            for _, samples, energy in self.batches(compiled, [range(shard.start, shard.stop)]):
                 file.append(samples, energy)
+
+    def write_all(self, compiled: CompiledGenerator, run: Run, missing: Sequence[Shard]) -> None:
+        """Write shards; while one is brought to disk and recorded, the next one is computed."""
+
+        def end(file: EventFile, shard: Shard) -> None:
+            file.close()
+            run.add(shard)
+
+        before: Future[None] | None = None
+        made = self.batches(compiled, [range(shard.start, shard.stop) for shard in missing])
+        with ThreadPoolExecutor(1, "end of shard") as behind, closing(made):
+            for shard in missing:
+                file = self.file(shard).open()
+                try:
+                    reached = shard.start
+                    while reached < shard.stop:
+                        _, samples, energy = next(made)
+                        file.append(samples, energy)
+                        reached += len(samples)
+                        if before is not None and (before.done() or reached == shard.stop):
+                            before = before.result()
+                except BaseException as error:
+                    file.close(error)
+                    raise
+                before = behind.submit(end, file, shard)
+            if before is not None:
+                before.result()
 
     def advance(self, events: int) -> None:
         self.done += events
@@ -347,10 +367,9 @@ class _Run:
         }
 
     def storage(self) -> dict[str, str]:
-        """What declares rounded energies, and compression other than the usual."""
-        bits, compression = self.mantissa_bits, self.compression
-        rounding = {} if bits is None else {ROUNDING: f"{bits} mantissa bits (relative error below 2^-{bits + 1})"}
-        return rounding | ({} if compression == "gzip" else {COMPRESSION: compression})
+        """What declares rounded energies."""
+        bits = self.mantissa_bits
+        return {} if bits is None else {ROUNDING: f"{bits} mantissa bits (relative error below 2^-{bits + 1})"}
 
     def request(self, shard_size: int) -> dict[str, Any]:
         """What a second run must share with the first to complete it."""

@@ -1,10 +1,8 @@
 """Writing samples while they are being made: compression in threads, constant memory, the same bytes every time.
 
 HDF5's own gzip runs under one lock at 2,000 to 5,000 showers per second, slower than the generators. Here chunks are deflated in
-threads and handed over whole. Byte shuffling makes sparse showers larger. Showers are runs of zeros with something in between,
-which is what zlib-ng's run-length strategy looks for: 1.4 times as fast as its level 2, and 12 % fewer bytes. Larger blocks
-(memory level 9) save a tenth of the time again, and zstd is hardly faster and larger (`benchmarks/compression.py`). ISA-L is
-faster still, but now and then gives other bytes for the same input. LZ4 takes 0.6 of the time and 1.6 times the bytes.
+threads, by code made for showers (`minicarlo.deflate`), and handed over whole. Byte shuffling makes sparse showers larger.
+`benchmarks/compression.py` compares with others.
 """
 
 from __future__ import annotations
@@ -21,9 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from zlib_ng import zlib_ng
 
-from minicarlo import lz4_chunks
+from minicarlo.deflate import deflate
 from minicarlo.detectors import Detector
 from minicarlo.engines import usable_cores
 from minicarlo.errors import InvalidSurrogate
@@ -31,9 +28,7 @@ from minicarlo.events import ENERGIES
 from minicarlo.files import atomic_path
 from minicarlo.shards import CHUNK, new_event_file
 
-_LEVEL = 2
-_PACKINGS = {"gzip": (h5py.h5z.FILTER_DEFLATE, (_LEVEL,)), "lz4": (lz4_chunks.FILTER, ())}
-COMPRESSIONS = tuple(_PACKINGS)
+_LEVEL = 2  # as HDF5 knows it; who reads does not look
 _INFINITY = 0x7F800000  # as a float32
 Array = NDArray[np.float32]
 
@@ -41,8 +36,8 @@ Array = NDArray[np.float32]
 class EventFile:
     """An event set of known length, written in order, batch by batch; it appears whole or not at all.
 
-    A context manager. Energies are exact float32, or rounded to `mantissa_bits`. Chunks are compressed, by one of COMPRESSIONS,
-    in `workers` threads, by default one per usable core. `append` returns at once unless the disk is behind; what goes wrong in
+    A context manager, or `open` and `close`. Energies are exact float32, or rounded to `mantissa_bits`. Chunks are deflated in
+    `workers` threads, by default one per usable core. `append` returns at once unless the disk is behind; what goes wrong in
     the background is raised by the next call. Raises OutputError for whatever the file system refuses, InvalidSurrogate for
     samples that are no energies.
     """
@@ -56,20 +51,23 @@ class EventFile:
         first_event: int = 0,
         workers: int | None = None,
         mantissa_bits: int | None = None,
-        compression: str = "gzip",
     ) -> None:
         self._path, self._count, self._detector, self._attributes = path, count, detector, attributes
         self._first_event = first_event
         self._workers = workers or usable_cores()
-        self._mantissa_bits, self._compression = mantissa_bits, compression
+        self._mantissa_bits = mantissa_bits
         self._queue: queue.Queue[tuple[Array, Array] | None] = queue.Queue(maxsize=8)
         self._failure: BaseException | None = None
         self._ended = False
         self._thread = threading.Thread(target=self._work, name=f"write {path.name}", daemon=True)
 
-    def __enter__(self) -> EventFile:
+    def open(self) -> EventFile:
+        """Begin; return the file itself."""
         self._thread.start()
         return self
+
+    def __enter__(self) -> EventFile:
+        return self.open()
 
     def append(self, samples: Array, incident_energy: Array) -> None:
         """Write the next samples (N, z, x, y) and their energies (N,); the arrays must not be changed afterwards."""
@@ -78,6 +76,10 @@ class EventFile:
         self._queue.put((samples, incident_energy))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(error)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Wait until all is on disk, or, after an `error`, until nothing is left of the file."""
         if error is not None and self._failure is None:
             self._failure = error
         self._queue.put(None)
@@ -104,10 +106,10 @@ class EventFile:
         rows = min(CHUNK, self._count)
         attributes = sorted((dict(self._attributes) | self._detector.attributes()).items())
         fixed = {name: _fixed(value) for name, value in attributes}
-        size, bits, compression = 4 * rows * voxels, self._mantissa_bits, self._compression
+        size, bits = 4 * rows * voxels, self._mantissa_bits
         with (
             ThreadPoolExecutor(self._workers) as pool,
-            new_event_file(temporary, self._count, voxels, fixed, _PACKINGS[compression]) as (file, dataset),
+            new_event_file(temporary, self._count, voxels, fixed, (h5py.h5z.FILTER_DEFLATE, (_LEVEL,))) as (file, dataset),
         ):
             energies = np.zeros((self._count, 1), "<f4")
             waiting: deque[tuple[int, Future[bytes]]] = deque()
@@ -115,7 +117,7 @@ class EventFile:
             def submit(pieces: list[Array], start: int) -> None:
                 if len(waiting) > 2 * self._workers:
                     write_one()
-                waiting.append((start, pool.submit(_compress, pieces, size, self._first_event + start, bits, compression)))
+                waiting.append((start, pool.submit(_compress, pieces, size, self._first_event + start, bits)))
 
             def write_one() -> None:
                 start, compressed = waiting.popleft()
@@ -165,19 +167,22 @@ def round_mantissa(samples: Array, bits: int) -> Array:
     return (kept << drop).view(np.float32)
 
 
-def _compress(pieces: list[Array], size: int, first_event: int, mantissa_bits: int | None, compression: str) -> bytes:
-    """Check and compress a chunk of `size` bytes, zeros at its end left out. How it is cut into pieces changes no byte."""
-    parts: list[memoryview] = []
+def _compress(pieces: list[Array], size: int, first_event: int, mantissa_bits: int | None) -> bytes:
+    """Check and deflate a chunk of `size` bytes, zeros at its end left out. How it is cut into pieces changes no byte."""
+    stored = [np.ascontiguousarray(piece, "<f4") for piece in pieces]
+    if mantissa_bits is not None:
+        _check_all(stored, first_event)
+        stored = [round_mantissa(piece, mantissa_bits) for piece in stored]
+    compressed, largest = deflate(stored, size)
+    if largest >= _INFINITY:
+        _check_all(stored, first_event)
+    return compressed
+
+
+def _check_all(pieces: list[Array], first_event: int) -> None:
     for piece in pieces:
         check_samples(piece, first_event)
-        stored = piece if mantissa_bits is None else round_mantissa(piece, mantissa_bits)
-        parts.append(np.ascontiguousarray(stored, "<f4").data.cast("B"))
         first_event += len(piece)
-        size -= piece.nbytes
-    if compression == "lz4":
-        return lz4_chunks.pack(b"".join([*parts, bytes(size)]))
-    deflate = zlib_ng.compressobj(_LEVEL, zlib_ng.DEFLATED, zlib_ng.MAX_WBITS, 9, zlib_ng.Z_RLE)
-    return b"".join([*map(deflate.compress, parts), deflate.compress(bytes(size)), deflate.flush()])
 
 
 def _fixed(value: object) -> NDArray[Any]:
