@@ -14,11 +14,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import onnx
+import openvino
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from openvino import opset13
 
 from minicarlo.cli import main
 from minicarlo.engines.network import OpenVinoNetwork
@@ -664,3 +666,17 @@ def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jax2onnx", None)
     with pytest.raises(MissingExtra, match=r"minicarlo\[jax\]"):
         read_network(lambda x: x, lambda: {"x": np.zeros((2, 3), np.float32)})
+
+
+def test_a_network_may_give_out_what_it_is_given() -> None:
+    """To OpenVINO such an output is the tensor of the input."""
+    source = opset13.parameter([-1, 8], np.float32, name="x")
+    matrix = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
+    results = [opset13.result(source), opset13.result(opset13.matmul(source, opset13.constant(matrix), False, False))]
+    values = np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32)
+    for batch in (5, -1, 8):
+        network = OpenVinoNetwork(openvino.Model(results, [source]), "f32", {"x": [batch, 8]})
+        for _ in range(2):
+            same, product = network.run({"x": values}).values()
+            np.testing.assert_array_equal(same, values)
+            np.testing.assert_allclose(product, values @ matrix, rtol=1e-5, atol=1e-6)

@@ -171,8 +171,8 @@ class Request:
 
     def __init__(self, compiled: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:  # noqa: ANN401
         self._request, self._inputs, self._outputs = compiled.create_infer_request(), inputs, outputs
-        self._types = {name: port.get_element_type().to_dtype() for name, port in inputs.items()}
-        self._shapes = {name: event_shape(port) for name, port in outputs.items()}
+        names = [port.get_names() for port in inputs.values()]  # an output that is an input is the same tensor to the runtime
+        self._shapes = {n: None if port.get_names() in names else event_shape(port) for n, port in outputs.items()}
         self._given: dict[str, NDArray[Any]] = {}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._count = 0
@@ -182,10 +182,10 @@ class Request:
         import openvino
 
         self._count, self._arrays = count, {}
-        for name, port in self._inputs.items():
+        for name, port in self._inputs.items():  # not by the runtime's dispatch, which costs as much as all the rest
             array, given = np.asarray(inputs[name]), self._given.get(name)
             if given is None or given.shape != (batch, *array.shape[1:]):
-                given = self._given[name] = np.empty((batch, *array.shape[1:]), self._types[name])
+                given = self._given[name] = np.empty((batch, *array.shape[1:]), port.get_element_type().to_dtype())
                 self._request.set_tensor(port, openvino.Tensor(given, shared_memory=True))
             given[:count] = array
             given[count:] = array[-1:]
@@ -212,7 +212,7 @@ class Request:
         for name, port in self._outputs.items():
             if name not in arrays:
                 arrays[name] = self._request.get_tensor(port).data.copy()
-        return {name: array[: self._count] for name, array in arrays.items()}
+        return {name: arrays[name][: self._count] for name in self._outputs}
 
 
 _under_way: set[Request] = set()
