@@ -14,6 +14,7 @@ from minicarlo.graph.fast import fast_layers, make_fast
 from minicarlo.graph.linear import merge_dense, merged_layers
 from minicarlo.graph.model import Graph, attribute
 from minicarlo.graph.normal_form import normalise
+from minicarlo.graph.phases import phased_layers, split_phases
 from minicarlo.graph.subpixel import (
     fold_shuffle,
     fold_transposed,
@@ -24,12 +25,13 @@ from minicarlo.graph.subpixel import (
 )
 from minicarlo.graph.views import shared_products, split_product
 
-Kind = Literal["upsampling", "transposed", "shuffle", "axes", "views", "dense", "fast"]
+Kind = Literal["phases", "upsampling", "transposed", "shuffle", "axes", "views", "dense", "fast"]
 
-KINDS: tuple[Kind, ...] = ("upsampling", "transposed", "shuffle", "axes", "views", "dense", "fast")
+KINDS: tuple[Kind, ...] = ("phases", "upsampling", "transposed", "shuffle", "axes", "views", "dense", "fast")
 """In the order in which they are tried."""
 
 _LAYERS: dict[Kind, tuple[Callable[[Graph], list[NodeProto]], Callable[[Graph, str], bool]]] = {
+    "phases": (phased_layers, split_phases),
     "upsampling": (upsampled_layers, fold_upsampling),
     "transposed": (transposed_layers, fold_transposed),
     "shuffle": (shuffled_layers, fold_shuffle),

@@ -40,24 +40,28 @@ class Axis:
 
 def upsampled_layers(graph: Graph) -> list[NodeProto]:
     """Convolutions that read a grid upsampled by integer factors."""
-    return [node for node in graph.nodes if _upsampled(graph, node) is not None]
+    return [node for node in graph.nodes if upsampled(graph, node) is not None]
 
 
 def fold_upsampling(graph: Graph, layer: str) -> bool:
     """Make the convolution `layer` a sub-pixel one; False when it does not read an upsampled grid."""
     node = next((n for n in upsampled_layers(graph) if n.name == layer), None)
-    found = None if node is None else _upsampled(graph, node)
+    found = None if node is None else upsampled(graph, node)
     if node is None or found is None:
         return False
     convolution, source, factors = found
+    axes = folded_axes(convolution, factors, graph.shapes[source][2:])
+    _put(graph, node, source, convolution, axes, factors, graph.shapes[node.output[0]][2:])
+    return True
+
+
+def folded_axes(convolution: Convolution, factors: tuple[int, ...], lengths: tuple[int, ...]) -> list[Axis]:
+    """How each axis of an upsampled grid, `lengths` before, is folded at the least cost."""
     axes = []
-    for axis, factor in enumerate(factors):
-        length = graph.shapes[source][2 + axis]
+    for axis, (factor, length) in enumerate(zip(factors, lengths, strict=True)):
         row = (factor, convolution.kernel[axis], convolution.begins[axis], convolution.ends[axis], length)
         axes.append(min((_upsampled_axis(*row, shift) for shift in range(factor)), key=lambda each: each.cost))
-    sizes = graph.shapes[node.output[0]][2:]
-    _put(graph, node, source, convolution, axes, factors, sizes)
-    return True
+    return axes
 
 
 def shuffled_layers(graph: Graph) -> list[NodeProto]:
@@ -191,7 +195,8 @@ def _extent(fine: int, factor: int, reach: int, length: int) -> tuple[int, int]:
     return coarse, coarse + reach - length
 
 
-def _upsampled(graph: Graph, node: NodeProto) -> tuple[Convolution, str, tuple[int, ...]] | None:
+def upsampled(graph: Graph, node: NodeProto) -> tuple[Convolution, str, tuple[int, ...]] | None:
+    """A convolution, the coarse grid that it reads upsampled, and the factor of each axis; None for anything else."""
     convolution = plain_convolution(graph, node)
     resize = graph.producer(node.input[0]) if convolution is not None else None
     factors = None if resize is None else upsampling(graph, resize)
