@@ -14,13 +14,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from openvino import opset13 as ops
 
-from minicarlo.engines import has_bf16
 from minicarlo.engines.epilogue import with_epilogue
 from minicarlo.engines.network import OpenVinoNetwork, read_network_file
 from minicarlo.engines.openvino import OpenVinoGenerator, read_model
 from minicarlo.engines.vector_code import Program, Step, kernel
-from minicarlo.graph.model import Graph
-from minicarlo.graph.recipe import rewrites, rewritten
 from minicarlo.surrogate import Surrogate
 
 UNARY = {
@@ -59,8 +56,7 @@ def expected(program: Program, inputs: list[np.ndarray]) -> np.ndarray:
 
     def of_cells(flat: np.ndarray) -> np.ndarray:
         if program.turned:
-            places = slice(None) if program.places is None else list(program.places)
-            return flat.reshape(len(flat) if flat.ndim > 1 else 1, -1, rows)[:, places].transpose(0, 2, 1)
+            return flat.reshape(-1, row, rows).transpose(0, 2, 1)
         return flat.reshape(-1, rows, row)
 
     values: dict[str, np.ndarray] = {}
@@ -101,16 +97,13 @@ def programs(draw: st.DrawFn) -> tuple[Program, list[np.ndarray], int]:
     def numbers(*shape: int) -> np.ndarray:
         return random.integers(-3, 4, shape).astype(np.float32)
 
-    turned, more = draw(st.booleans()), draw(st.sampled_from([None, 0, 1, 5]))
-    width = row + (more or 0) if turned else row
-    places = tuple(map(int, random.permutation(width)[:row])) if turned and more is not None else None
-    inputs = [numbers(events, rows * width), numbers(events, rows), numbers(events, 1), numbers(events, 3)]
+    inputs = [numbers(events, rows * row), numbers(events, rows), numbers(events, 1), numbers(events, 3)]
     steps = {
         "cell": Step("input", "cells", index=0),
         "row": Step("input", "rows", index=1),
         "event": Step("input", "event", index=2),
-        "product": Step("product", "cells", data=numbers(3, rows * width), index=3),
-        "cell constant": Step("constant", "cells", data=numbers(rows * width)),
+        "product": Step("product", "cells", data=numbers(3, rows * row), index=3),
+        "cell constant": Step("constant", "cells", data=numbers(rows * row)),
         "row constant": Step("constant", "rows", data=numbers(rows)),
         "constant": Step("constant", "event", data=numbers(1)),
     }
@@ -134,7 +127,7 @@ def programs(draw: st.DrawFn) -> tuple[Program, list[np.ndarray], int]:
         last = f"{number}"
         steps[last] = Step(kind, "rows" if kind == "sum" else size(*read), tuple(read))
     steps["end"] = Step("add", "cells", (last, "cell"))
-    return Program(steps, rows, row, turned=turned, width=width, places=places), inputs, events
+    return Program(steps, rows, row, turned=draw(st.booleans())), inputs, events
 
 
 @given(programs())
@@ -253,36 +246,6 @@ def test_half_precision_leaves_the_phase_of_the_noise_to_the_runtime():
 
 def test_single_events_are_the_runtimes_alone():
     assert "epilogue" not in names(OpenVinoGenerator(*read_model(Surrogate.load("clic-ecal")), batch=1).network)
-
-
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
-@pytest.mark.parametrize("shape", [(45, 17, 9), (9, 5, 3), (7, 25, 25)])
-def test_cells_are_put_in_order_when_a_layer_makes_them_in_phases(shape, precision):
-    if precision == "bf16" and not has_bf16():
-        pytest.skip("the processor has no bf16")
-    torch = pytest.importorskip("torch")
-    from minicarlo.generators.shower2d import Shower2D
-    from minicarlo.training.export import to_onnx
-
-    torch.manual_seed(2)
-    generator = Shower2D(sample_shape=shape, channels=16)
-    with torch.no_grad():
-        generator.shape.place.normal_()
-    graph = Graph(to_onnx(generator))
-    (rewrite,) = rewrites(graph, "phases")
-    assert rewrite.target == "shape.conv5"
-    latent = np.random.default_rng(9).standard_normal((9, generator.latent_size), np.float32)
-    inputs = {"latent": latent, "incident_energy": np.full((9, 1), 2e4, np.float32)}
-    shapes = {name: [9, *array.shape[1:]] for name, array in inputs.items()}
-    made = {}
-    for name, recipe in (("given", []), ("phases", [rewrite])):
-        model = read_network_file(rewritten(graph, recipe).serialise())
-        network = OpenVinoNetwork(model, precision, shapes)
-        assert "epilogue" in names(network)
-        assert "Gather" not in {layer["type"] for layer in network.runtime_layers()}
-        (made[name],) = network.run(inputs).values()
-    wanted, scale = made["given"], 1e-4 if precision == "f32" else 0.05
-    assert wanted.any() and np.linalg.norm(made["phases"] - wanted) < scale * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("shape", [(45, 16, 9), (9, 5, 3), (12, 24, 24)])

@@ -57,9 +57,7 @@ _KINDS = {
 _VIEWS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}
 
 Order = NDArray[np.intp]
-"""Of each element of a value the cell of the result that it belongs to, or that it belongs to none."""
-
-_NONE = -1
+"""Of each element of a value the cell of the result that it belongs to."""
 
 
 _one_at_a_time = Lock()
@@ -116,8 +114,6 @@ class _End:
             return self._is_product(op)
         if kind == "ReduceSum":
             return self._is_sum(op)
-        if kind == "Gather":
-            return self._is_choice(op)
         if shape is None or op.get_friendly_name() in self._biases:  # which the runtime adds within the layer
             return False
         if math.prod(shape) != self._cells and not (after_sums and math.prod(shape) == self._rows):
@@ -157,16 +153,6 @@ class _End:
         few = factors is not None and len(factors) == 1 and factors[0] <= _MOST_FACTORS
         return few and made == (self._cells,) and {_kind(value) for value in op.input_values()} == {"f32"}
 
-    def _is_choice(self, op: Any) -> bool:  # noqa: ANN401
-        """Whether cells of rows are chosen and put in order, none of them twice: (rows, any number) to (rows, cells of a row)."""
-        if not all(_is_constant(op.input_value(i)) for i in (1, 2)) or op.get_attributes()["batch_dims"] != 0:
-            return False
-        given, chosen, axis = _event_shape(op.input_value(0)), _data(op.input_value(1)), int(_data(op.input_value(2)).item())
-        if given is None or len(given) != 2 or given[0] != self._rows or axis % 3 != 2 or chosen.ndim != 1:
-            return False
-        inside = chosen.min(initial=0) >= 0 and len(np.unique(chosen)) == len(chosen)
-        return bool(inside) and len(chosen) * self._rows == self._cells and math.prod(given) <= _MOST_CELLS
-
     def pays(self) -> bool:
         """Whether the runtime would go through memory for something that costs little here."""
         kinds = {op.get_type_name() for op in self._inside.values()}
@@ -196,10 +182,6 @@ class _End:
             order = orders.get(_name(op.output(0)))
             if op.get_type_name() == "ReduceSum":
                 order = straight
-            if op.get_type_name() == "Gather" and order is not None:
-                chosen = np.full(_event_shape(op.input_value(0)) or (), _NONE)
-                chosen[:, _data(op.input_value(1))] = order.reshape(self._rows, -1)
-                order = chosen.reshape(-1)
             if order is None:
                 continue
             if op.get_type_name() == "Transpose":
@@ -207,7 +189,7 @@ class _End:
                 order = turned.transpose(np.argsort(_data(op.input_value(1)))).reshape(-1)
             for value in _operands(op):
                 size = math.prod(_event_shape(value) or (0,))
-                if size == order.size and not np.array_equal(orders.setdefault(_name(value), order), order):
+                if size == self._cells and not np.array_equal(orders.setdefault(_name(value), order), order):
                     return None
                 if size == self._rows > 1 and not _is_constant(value) and not np.array_equal(order, straight):
                     return None  # rows of something else
@@ -232,62 +214,14 @@ class _End:
 
     def program(self) -> Program | None:
         """What is to be compiled; None if cells reach it in an order that is neither of the two it can have."""
-        if self._orders is None or self._wanted is None:
+        if self._orders is None:
             return None
-        row, places = self._cells // self._rows, self._places
-        return Program(
-            self._steps(self._orders, self._wanted),
-            self._rows,
-            row,
-            turned=self._is_turned,
-            width=self._wanted.size // self._rows,
-            places=None if places is None else tuple(map(int, places)),
-        )
-
-    @cached_property
-    def _wanted(self) -> Order | None:
-        """The order in which the kernel reads cells; None if some of its inputs cannot have it."""
-        orders, leaves = self._orders or {}, self._leaves_of_cells
         wanted = self._turned if self._is_turned else self._straight
-        if spread := [name for name in leaves if self._is_spread(name)]:
-            if self._places is None or any(not np.array_equal(orders[name], orders[spread[0]]) for name in spread):
+        for name in self._leaves.keys() & self._orders.keys():
+            can_turn = self._is_turned and self._is_straight(name) and _event_shape(self._leaves[name]) == self._sample
+            if not np.array_equal(self._orders[name], wanted) and not can_turn:
                 return None
-            wanted = np.full((orders[spread[0]].size // self._rows, self._rows), _NONE)
-            wanted[self._places] = self._turned.reshape(-1, self._rows)
-            wanted = wanted.reshape(-1)
-        for name in leaves:
-            straight = self._is_straight(name) and _event_shape(self._leaves[name]) == self._sample
-            whole_rows = (_event_shape(self._leaves[name]) or (0,))[0] == self._rows
-            fits = whole_rows if name in spread else (self._can_reorder(name) if spread else self._is_turned and straight)
-            if not fits and not np.array_equal(orders[name], wanted):
-                return None
-        return wanted
-
-    @cached_property
-    def _leaves_of_cells(self) -> list[str]:
-        return [name for name in self._leaves if name in (self._orders or {})]
-
-    @cached_property
-    def _places(self) -> NDArray[np.intp] | None:
-        """Where each cell of a row stands in the inputs that cells are chosen from, if that is the same for all rows."""
-        orders, row = self._orders or {}, self._cells // self._rows
-        order = next((orders[name].reshape(self._rows, -1) for name in self._leaves_of_cells if self._is_spread(name)), None)
-        if order is None:
-            return None
-        first = order[0]
-        same = np.array_equal(order, np.where(first == _NONE, _NONE, first + np.arange(self._rows)[:, None] * row))
-        return np.argsort(np.where(first == _NONE, row, first), kind="stable")[:row] if same and first.max() < row else None
-
-    def _can_reorder(self, name: str) -> bool:
-        """Whether a leaf is a product with a constant matrix that nothing else reads, so that its columns may have any order."""
-        op = self._leaves[name].get_node()
-        if op.get_type_name() != "MatMul" or not _is_constant(op.input_value(1)) or op.input_value(1).get_shape()[0] == 1:
-            return False
-        return len(op.input_value(1).get_shape()) == 2 and {each.get_name() for each in _readers(op)} <= self._inside.keys()
-
-    def _is_spread(self, name: str) -> bool:
-        """Whether cells are chosen from a value."""
-        return any(op.get_type_name() == "Gather" and _name(_operands(op)[0]) == name for op in self._inside.values())
+        return Program(self._steps(self._orders, wanted), self._rows, self._cells // self._rows, turned=self._is_turned)
 
     def _is_straight(self, name: str) -> bool:
         return self._orders is not None and np.array_equal(self._orders[name], self._straight)
@@ -297,7 +231,7 @@ class _End:
         index = {name: place for place, name in enumerate(self._leaves)}
         factors = {_name(op.input_value(0)) for op in self._inside.values() if op.get_type_name() == "MatMul"}
         steps = {
-            name: Step("input", "cells" if name in orders else sizes[math.prod(_event_shape(value) or ())], index=index[name])
+            name: Step("input", sizes[math.prod(_event_shape(value) or ())], index=index[name])
             for name, value in self._leaves.items()
             if name not in factors
         }
@@ -305,8 +239,8 @@ class _End:
         for op in self._inside.values():
             name, kind = _name(op.output(0)), op.get_type_name()
             size: Size = "cells" if name in orders else "rows"
-            if kind in (*_VIEWS, "Gather"):
-                source = _name(_operands(op)[0])
+            if kind in _VIEWS:
+                source = _name(op.input_value(0))
                 same[name] = same.get(source, source)
             elif kind == "MatMul":
                 weights = np.array(_data(op.input_value(1)), np.float32)
@@ -344,28 +278,14 @@ class _End:
         inputs = []
         for name, value in self._leaves.items():
             port = value
-            if self._places is not None and name in self._leaves_of_cells and not self._is_spread(name):
-                self._reorder(name)
-            elif name in self._leaves_of_cells and (self._is_spread(name) or (self._is_turned and self._is_straight(name))):
-                axes = np.array([0, *range(2, len(_event_shape(value) or ()) + 1), 1])
+            if self._is_turned and self._orders is not None and name in self._orders and self._is_straight(name):
+                axes = np.array([0, *range(2, len(self._sample) + 1), 1])
                 port = operators.transpose(value, operators.constant(axes)).output(0)
             inputs.append(port)
         last = _operation()(inputs, compiled, self._sample)
         last.set_friendly_name("epilogue")
         last.output(0).get_tensor().set_names(self._last.get_names())
         return openvino.Model([operators.result(last.output(0))], self._parameters, "with epilogue")
-
-    def _reorder(self, name: str) -> None:
-        """Put the columns of a product's matrix in the order that the kernel reads. The operation, with its marks, stays."""
-        from openvino import opset13 as operators
-
-        assert self._orders is not None and self._wanted is not None
-        op = self._leaves[name].get_node()
-        turned = op.get_attributes()["transpose_b"]
-        weights = np.array(_data(op.input_value(1)), np.float32)
-        columns = _in_order(weights.T if turned else weights, self._orders[name], self._wanted)
-        op.input(1).replace_source_output(operators.constant(columns.T if turned else columns).output(0))
-        op.validate_and_infer_types()
 
 
 @cache
@@ -427,12 +347,9 @@ def _readers(op: Any) -> Iterable[Any]:  # noqa: ANN401
 
 
 def _operands(op: Any) -> list[Any]:  # noqa: ANN401
-    """The inputs that are values of an event; of a choice of cells that of which a reshape has made what is chosen from."""
+    """The inputs that are values of an event."""
     values = op.input_values()
-    if op.get_type_name() == "Gather":
-        while values[0].get_node().get_type_name() == "Reshape":
-            values = values[0].get_node().input_values()
-    return list(values[:1] if op.get_type_name() in (*_VIEWS, "Gather", "ReduceSum", "MatMul") else values)
+    return list(values[:1] if op.get_type_name() in (*_VIEWS, "ReduceSum", "MatMul") else values)
 
 
 def _from_convolution(value: Any) -> bool:  # noqa: ANN401
@@ -448,7 +365,7 @@ def _event_shape(value: Any) -> tuple[int, ...] | None:  # noqa: ANN401
 
 
 def _in_order(values: NDArray[np.float32], order: Order, wanted: Order) -> NDArray[np.float32]:
-    """(..., cells) by elements of the cells `order`, as (..., elements) by elements of the cells `wanted`."""
+    """(..., cells) by elements of the cells `order`, as (..., cells) by elements of the cells `wanted`."""
     straight = np.empty_like(values)
     straight[..., order] = values
-    return np.where(wanted == _NONE, np.float32(0), straight[..., wanted])
+    return straight[..., wanted]

@@ -69,26 +69,18 @@ class Program:
     """Steps by name, each after those that it reads; the last one is the result, of cells.
 
     An event has `rows` x `row` cells. With `turned` all inputs and constants of cells that no row's value is needed for have
-    the rows innermost, (row, rows); the result never has. They may then have `width` > `row` places for each row's cells, (width,
-    rows), of which cell i has number `places[i]`.
+    the rows innermost, (row, rows); the result never has.
     """
 
     steps: dict[str, Step]
     rows: int
     row: int
     turned: bool
-    width: int = 0
-    places: tuple[int, ...] | None = None
 
     @property
     def cells(self) -> int:
         """Cells of an event."""
         return self.rows * self.row
-
-    @property
-    def read(self) -> int:
-        """Elements of an event's input of cells."""
-        return self.rows * (self.width or self.row)
 
 
 class Kernel:
@@ -148,9 +140,9 @@ class _Writer:
         of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
         self._planes = dict(zip(of_cells, accumulate((len(each) for each in of_cells.values()), initial=0), strict=False))
         self._depth = sum(map(len, of_cells.values()))
-        blocks = -(-program.read // LANES)
+        blocks = -(-program.cells // LANES)
         table = np.zeros((self._depth, blocks * LANES), np.float32)
-        table[:, : program.read] = np.concatenate([*of_cells.values(), np.zeros((0, program.read))])
+        table[:, : program.cells] = np.concatenate([*of_cells.values(), np.zeros((0, program.cells))])
         sizes = (each.size for each in of_rows.values())
         self._offsets = dict(zip(of_rows, accumulate(sizes, initial=table.size), strict=False))
         self.constants = [
@@ -161,7 +153,7 @@ class _Writer:
         self._result = list(self.steps)[-1]
         self._first = self._without_rows()
         self.kept = self._kept()
-        self._length = blocks * LANES
+        self._length = -(-program.cells // LANES) * LANES
         self.scratch_size = (_EVENTS + program.turned) * len(self.kept) * self._length
 
     def _without_rows(self) -> set[str]:
@@ -191,10 +183,6 @@ class _Writer:
             for lanes in (1, LANES)
             for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3))
         ]
-        places = self.program.places
-        if places is not None:
-            numbers = ", ".join(f"i64 {place}" for place in places)
-            declared.append(f"@places = internal constant [{len(places)} x i64] [{numbers}]")
         return "\n".join([*declared, *functions])
 
     # one value
@@ -259,7 +247,7 @@ class _Writer:
                         elif step.kind == "constant":
                             known[name] = self._constant_of_cells(body, name, index, lanes)
                         elif step.kind == "input":
-                            place = body.place(inputs[step.index], body.times(start, self.program.read), index)
+                            place = body.place(inputs[step.index], body.times(start, self.program.cells), index)
                             known[name] = body.load(place, lanes)
                         else:
                             values = [cell(each, known, event, start) for each in step.inputs]
@@ -270,7 +258,7 @@ class _Writer:
                     place = body.place("%scratch", index, number * self._length)
                     body.store(cell(name, known, event, start), place, lanes)
 
-        body.sweep(self.program.read, sweep)
+        body.sweep(self.program.cells, sweep)
         parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %scratch, i64 %first"
         return function(f"cells{events}", parameters, body)
 
@@ -318,24 +306,15 @@ class _Writer:
         rows, row = self.program.rows, self.program.row
         tiles = rows // _TILE * _TILE
 
-        def source(r: str, g: str) -> str:
-            if self.program.places is not None:
-                r = body.let(f"load i64, ptr {body.let(f'getelementptr inbounds i64, ptr @places, i64 {r}')}")
-            return body.place("%source", body.times(r, rows), g)
-
         def tile(r: str, g: str) -> None:
-            if self.program.places is None:
-                first = source(r, g)
-                sources = [body.place(first, j * rows) for j in range(_TILE)]
-            else:
-                sources = [source(body.let(f"add i64 {r}, {j}"), g) for j in range(_TILE)]
-            parts = [body.load(each, _TILE) for each in sources]
+            source = body.place("%source", body.times(r, rows), g)
+            parts = [body.load(body.place(source, j * rows), _TILE) for j in range(_TILE)]
             target = body.place("%target", body.times(g, row), r)
             for j, value in enumerate(transposed(body, parts)):
                 body.store(value, body.place(target, j * row), _TILE)
 
         def single(r: str, g: str) -> None:
-            value = body.load(source(r, g), 1)
+            value = body.load(body.place("%source", body.times(r, rows), g), 1)
             body.store(value, body.place("%target", body.times(g, row), r), 1)
 
         if tiles:

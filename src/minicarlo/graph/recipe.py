@@ -25,16 +25,16 @@ from minicarlo.graph.subpixel import (
 )
 from minicarlo.graph.views import shared_products, split_product
 
-Kind = Literal["phases", "upsampling", "transposed", "shuffle", "axes", "views", "dense", "fast"]
+Kind = Literal["upsampling", "transposed", "shuffle", "phases", "axes", "views", "dense", "fast"]
 
-KINDS: tuple[Kind, ...] = ("phases", "upsampling", "transposed", "shuffle", "axes", "views", "dense", "fast")
+KINDS: tuple[Kind, ...] = ("upsampling", "transposed", "shuffle", "phases", "axes", "views", "dense", "fast")
 """In the order in which they are tried."""
 
 _LAYERS: dict[Kind, tuple[Callable[[Graph], list[NodeProto]], Callable[[Graph, str], bool]]] = {
-    "phases": (phased_layers, split_phases),
     "upsampling": (upsampled_layers, fold_upsampling),
     "transposed": (transposed_layers, fold_transposed),
     "shuffle": (shuffled_layers, fold_shuffle),
+    "phases": (phased_layers, split_phases),
     "views": (shared_products, split_product),
     "dense": (merged_layers, merge_dense),
     "fast": (fast_layers, make_fast),

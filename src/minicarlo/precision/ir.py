@@ -13,8 +13,8 @@ from minicarlo.engines.runtime import keep_precise
 from minicarlo.precision.plan import HALF
 
 CARRIERS = frozenset(
-    """Relu ReLU PRelu PReLU Clamp Reshape Transpose Squeeze Unsqueeze Interpolate Concat Split VariadicSplit DepthToSpace
-    SpaceToDepth MaxPool Pad FakeQuantize""".split()
+    """Relu ReLU PRelu PReLU Clamp Reshape Transpose Squeeze Unsqueeze Interpolate Concat Split VariadicSplit Slice StridedSlice
+    DepthToSpace SpaceToDepth MaxPool Pad FakeQuantize""".split()
 )
 """Operations that move or clip values without arithmetic on them: low precision may pass through them."""
 
