@@ -3,8 +3,8 @@
     python benchmarks/engines.py [--networks gan3d,gan2d,shower2d] [--seconds 4] [--only NAME ...] [--json FILE] [--plot FILE.png]
                                  [--quick]
 
-Networks: CERN's `gan3d` and three-branch `gan2d` with random weights (they decide no timing), and the shipped `shower2d`. Or
-surrogates of one's own, by path; a tuned one brings its plan. Contestants:
+Networks: CERN's `gan3d`, three-branch `gan2d` and `shower2d` as they are exported, with random weights (they decide no timing).
+Or surrogates of one's own, by path; a tuned one brings its plan, `shower2d` that of the shipped surrogate. Contestants:
 
 - OpenVINO as its manual says: throughput hint, in f32 and in its own default precision; and with NNCF's post-training INT8;
 - ONNX Runtime in fp32 and statically quantised (QDQ, per channel); PyTorch eager and inductor, in fp32 and bf16;
@@ -117,6 +117,7 @@ class Contestant:
     macs: int
     ours: bool = False
     searches: bool = True  # whether streams and threads are ours to choose
+    surrogate: Surrogate | None = None  # with whose FP32 its showers are compared, if not with the network's
 
     settings: Settings | None = None
     compiled: CompiledGenerator | None = None
@@ -126,24 +127,26 @@ class Contestant:
     times: list[float] = dataclasses.field(default_factory=list)
 
 
-def random_gan2d(folder: Path) -> Surrogate:
-    """CERN's three-branch generator with random weights."""
+def random_network(folder: Path, name: str) -> Surrogate:
+    """CERN's three-branch generator (gan2d) or shower2d with random weights, the graph as it is exported."""
     import torch
 
     from minicarlo.generators.gan2d import Gan2D
+    from minicarlo.generators.shower2d import Shower2D
     from minicarlo.training.export import to_onnx
 
     torch.manual_seed(1)
+    generator = Gan2D() if name == "gan2d" else Shower2D()
     energies = {"incident_energy": {"unit": "MeV", "low": 1e3, "high": 1e5}}
-    facts: dict[str, Any] = {"name": "gan2d", "generator": "gan2d", "conditions": energies, "latent_size": 200}
-    return save_surrogate(folder / "gan2d", to_onnx(Gan2D()), readout_threshold_mev=0.05, **facts)
+    facts: dict[str, Any] = {"name": name, "generator": name, "conditions": energies, "latent_size": generator.latent_size}
+    return save_surrogate(folder / name, to_onnx(generator), readout_threshold_mev=0.05, **facts)
 
 
 def network(name: str, folder: Path) -> Surrogate:
     """A network by name, or a surrogate by path."""
-    if name in ("gan3d", "gan2d"):
-        return {"gan3d": random_gan3d, "gan2d": random_gan2d}[name](folder)
-    return Surrogate.load("clic-ecal" if name == "shower2d" else name)
+    if name == "gan3d":
+        return random_gan3d(folder)
+    return random_network(folder, name) if name in ("gan2d", "shower2d") else Surrogate.load(name)
 
 
 def nncf_int8(surrogate: Surrogate, events: int) -> openvino.Model:
@@ -260,11 +263,12 @@ def contestants(surrogate: Surrogate, folder: Path, events: int, quick: bool) ->
                 return compile_model(path, rest, batch=settings.batch, streams=settings.streams, threads=settings.threads)
 
         found.append(Contestant(name, unit, ours, ours, planner.macs(plan), ours=True))
-    if surrogate.tuned is not None:
-        macs = multiply_accumulates(Graph(surrogate.onnx))
-        unit = "int8" if "int8" in surrogate.tuned.plan.ran.values() else default
+    shipped = Surrogate.load("clic-ecal") if surrogate.manifest.name == "shower2d" else surrogate
+    if shipped.tuned is not None:
+        macs = multiply_accumulates(Graph(shipped.onnx))
+        unit = "int8" if "int8" in shipped.tuned.plan.ran.values() else default
         for name, engine in (("ours tuned", "openvino"), ("ONNX Runtime, our plan", "onnxruntime")):
-            tuned = engine_contestant(name, surrogate, "tuned", engine, macs, ours=engine == "openvino")
+            tuned = engine_contestant(name, shipped, "tuned", engine, macs, ours=engine == "openvino")
             found.append(dataclasses.replace(tuned, unit=unit))
     return found
 
@@ -276,7 +280,7 @@ def engine_contestant(name: str, surrogate: Surrogate, precision: str, engine: s
         shape = {"batch": settings.batch, "streams": settings.streams, "threads": settings.threads}
         return compile_surrogate(surrogate, precision, engine=engine, **shape)
 
-    return Contestant(name, precision, make, make, macs, ours, searches=engine != "inductor")
+    return Contestant(name, precision, make, make, macs, ours, engine != "inductor", surrogate)
 
 
 def choose(contestant: Contestant, surrogate: Surrogate, batches: list[int], seconds: float, quick: bool) -> None:
@@ -298,7 +302,7 @@ def choose(contestant: Contestant, surrogate: Surrogate, batches: list[int], sec
     contestant.compiled = compiled[contestant.settings]
     alone = {threads: contestant.single(Settings(1, threads, 1)) for threads in ({1, cores} if contestant.searches else {cores})}
     contestant.alone = min(alone.values(), key=lambda each: latency(surrogate, each, seconds))
-    contestant.change = deviation(surrogate, contestant.compiled)
+    contestant.change = deviation(contestant.surrogate or surrogate, contestant.compiled)
 
 
 def peaks(folder: Path, threads: int, seconds: float) -> dict[str, float]:
