@@ -291,22 +291,21 @@ class _Run:
         """(first event, samples, energies) by batches, each of one part, in order; latents are made in a thread of their own."""
         size, step = self.surrogate.manifest.latent_size, self.settings.batch
 
-        def inputs() -> Iterator[tuple[int, Array, Array]]:
+        def blocks() -> Iterator[tuple[int, Array, Array]]:
             block = step * max(1, 512 // step)  # Philox blocks are drawn whole: ask for many events at a time
             for begin, end in ((begin, part.stop) for part in parts for begin in part[::block]):
                 number = min(block, end - begin)
-                latent, energy = normal_latents(self.seed, begin, number, size), self.energies.at(self.seed, begin, number)
-                for offset in range(0, number, step):
-                    yield begin + offset, latent[offset : offset + step], energy[offset : offset + step]
+                yield begin, normal_latents(self.seed, begin, number, size), self.energies.at(self.seed, begin, number)
 
         energy_of: dict[int, Array] = {}
 
-        def remembering() -> Iterator[tuple[int, Array, Array]]:
-            for start, latent, energy in _ahead(inputs(), 4 * self.settings.streams + 4):
-                energy_of[start] = energy
-                yield start, latent, energy
+        def inputs() -> Iterator[tuple[int, Array, Array]]:
+            for begin, latent, energy in _ahead(blocks(), 2):
+                for offset in range(0, len(latent), step):
+                    energy_of[begin + offset] = energy[offset : offset + step]
+                    yield begin + offset, latent[offset : offset + step], energy[offset : offset + step]
 
-        for start, samples in compiled.map(remembering()):
+        for start, samples in compiled.map(inputs()):
             self.advance(len(samples))
             yield start, samples, energy_of.pop(start)
 

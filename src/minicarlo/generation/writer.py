@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -53,12 +52,14 @@ class EventFile:
         mantissa_bits: int | None = None,
     ) -> None:
         self._path, self._count, self._detector, self._attributes = path, count, detector, attributes
-        self._first_event = first_event
+        self._first_event, self._mantissa_bits = first_event, mantissa_bits
+        self._rows, self._energies = min(CHUNK, count), np.zeros((count, 1), "<f4")
+        self._done, self._pieces = 0, list[Array]()
         self._workers = workers or usable_cores()
-        self._mantissa_bits = mantissa_bits
-        self._queue: queue.Queue[tuple[Array, Array] | None] = queue.Queue(maxsize=8)
+        self._chunks: queue.Queue[tuple[int, Future[bytes]] | None] = queue.Queue(maxsize=2 * self._workers)
         self._failure: BaseException | None = None
         self._ended = False
+        self._pool = ThreadPoolExecutor(self._workers, f"deflate {path.name}")
         self._thread = threading.Thread(target=self._work, name=f"write {path.name}", daemon=True)
 
     def open(self) -> EventFile:
@@ -73,24 +74,35 @@ class EventFile:
         """Write the next samples (N, z, x, y) and their energies (N,); the arrays must not be changed afterwards."""
         if self._failure is not None:
             raise self._failure
-        self._queue.put((samples, incident_energy))
+        self._energies[self._done : self._done + len(samples), 0] = incident_energy.reshape(-1)
+        taken = 0
+        while taken < len(samples):
+            step = min(self._rows - self._done % self._rows, len(samples) - taken)
+            self._pieces.append(samples[taken : taken + step])
+            self._done, taken = self._done + step, taken + step
+            if self._done % self._rows == 0:
+                self._end_chunk()
+
+    def _end_chunk(self) -> None:
+        start, size = self._done - sum(map(len, self._pieces)), 4 * self._rows * self._detector.voxels
+        packed = self._pool.submit(_compress, self._pieces, size, self._first_event + start, self._mantissa_bits)
+        self._pieces = []
+        self._chunks.put((start, packed))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(error)
 
     def close(self, error: BaseException | None = None) -> None:
         """Wait until all is on disk, or, after an `error`, until nothing is left of the file."""
-        if error is not None and self._failure is None:
-            self._failure = error
-        self._queue.put(None)
+        if error is not None:
+            self._failure = self._failure or error
+        elif self._pieces:
+            self._end_chunk()
+        self._chunks.put(None)
         self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
         if error is None and self._failure is not None:
             raise self._failure
-
-    def _items(self) -> Iterator[tuple[Array, Array]]:
-        while (item := self._queue.get()) is not None:
-            yield item
-        self._ended = True
 
     def _work(self) -> None:
         try:
@@ -99,50 +111,22 @@ class EventFile:
         except BaseException as error:  # for the caller's thread
             self._failure = self._failure or error
             while not self._ended:  # the caller must never wait for room in the queue
-                self._ended = self._queue.get() is None
+                self._ended = self._chunks.get() is None
 
     def _write(self, temporary: Path) -> None:
-        voxels = self._detector.voxels
-        rows = min(CHUNK, self._count)
         attributes = sorted((dict(self._attributes) | self._detector.attributes()).items())
         fixed = {name: _fixed(value) for name, value in attributes}
-        size, bits = 4 * rows * voxels, self._mantissa_bits
-        with (
-            ThreadPoolExecutor(self._workers) as pool,
-            new_event_file(temporary, self._count, voxels, fixed, (h5py.h5z.FILTER_DEFLATE, (_LEVEL,))) as (file, dataset),
-        ):
-            energies = np.zeros((self._count, 1), "<f4")
-            waiting: deque[tuple[int, Future[bytes]]] = deque()
-
-            def submit(pieces: list[Array], start: int) -> None:
-                if len(waiting) > 2 * self._workers:
-                    write_one()
-                waiting.append((start, pool.submit(_compress, pieces, size, self._first_event + start, bits)))
-
-            def write_one() -> None:
-                start, compressed = waiting.popleft()
-                dataset.id.write_direct_chunk((start, 0), compressed.result())
-
-            done, pieces = 0, list[Array]()
-            for samples, energy in self._items():
-                energies[done : done + len(samples), 0] = energy.reshape(-1)
-                taken = 0
-                while taken < len(samples):
-                    step = min(rows - done % rows, len(samples) - taken)
-                    pieces.append(samples[taken : taken + step])
-                    done, taken = done + step, taken + step
-                    if done % rows == 0:
-                        submit(pieces, done - rows)
-                        pieces = []
+        packing = (h5py.h5z.FILTER_DEFLATE, (_LEVEL,))
+        with new_event_file(temporary, self._count, self._detector.voxels, fixed, packing) as (file, dataset):
+            while (chunk := self._chunks.get()) is not None:
+                start, packed = chunk
+                dataset.id.write_direct_chunk((start, 0), packed.result())
+            self._ended = True
             if self._failure is not None:
                 raise self._failure
-            if done != self._count:
-                raise ValueError(f"{done} of {self._count} events were appended")
-            if pieces:
-                submit(pieces, done - done % rows)
-            while waiting:
-                write_one()
-            file.create_dataset(ENERGIES, data=energies, track_times=False)
+            if self._done != self._count:
+                raise ValueError(f"{self._done} of {self._count} events were appended")
+            file.create_dataset(ENERGIES, data=self._energies, track_times=False)
 
 
 def check_samples(samples: Array, first_event: int) -> None:
