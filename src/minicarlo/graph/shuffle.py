@@ -69,16 +69,16 @@ class Shuffle:
 
 
 def add_shuffle(graph: Graph, source: str, shuffle: Shuffle, name: str) -> str:
-    """Append the nodes of `shuffle` after `source` and return their result."""
+    """Append the nodes of `shuffle` after `source` and return their result: ONNX's own operation where it has one."""
     rank = len(shuffle.factors)
-    split = graph.constant(np.array([-1, *shuffle.factors, shuffle.channels, *shuffle.coarse]), f"{name}/split")
-    merged = graph.constant(np.array([-1, shuffle.channels, *shuffle.fine]), f"{name}/merged")
-    order = [0, rank + 1]
-    for axis in range(rank):
-        order += [rank + 2 + axis, 1 + axis]
-    value = graph.add("Reshape", [source, split], f"{name}/phases")
-    value = graph.add("Transpose", [value], f"{name}/interleave", perm=order)
-    value = graph.add("Reshape", [value, merged], name)
+    if rank == 2 and len(set(shuffle.factors)) == 1:
+        value = graph.add("DepthToSpace", [source], name, blocksize=shuffle.factors[0], mode="DCR")
+    else:
+        split = graph.constant(np.array([-1, *shuffle.factors, shuffle.channels, *shuffle.coarse]), f"{name}/split")
+        merged = graph.constant(np.array([-1, shuffle.channels, *shuffle.fine]), f"{name}/merged")
+        value = graph.add("Reshape", [source, split], f"{name}/phases")
+        value = graph.add("Transpose", [value], f"{name}/interleave", perm=_turn(rank))
+        value = graph.add("Reshape", [value, merged], name)
     if shuffle.cut:
         ends = [start + size for start, size in zip(shuffle.starts, shuffle.sizes, strict=True)]
         places = (shuffle.starts, ends, range(2, 2 + rank))
@@ -96,6 +96,8 @@ def match_shuffle(graph: Graph, name: str) -> tuple[str, Shuffle] | None:
         if starts is None or len(graph.consumers(node.input[0])) != 1:
             return None
         node = graph.producer(node.input[0])
+    if node is not None and node.op_type == "DepthToSpace" and attribute(node, "mode", "DCR") == "DCR":
+        return _depth_to_space(graph, node, starts, graph.shapes.get(name))
     chain = _chain(graph, node, ("Reshape", "Transpose", "Reshape"))
     if chain is None:
         return None
@@ -106,11 +108,25 @@ def match_shuffle(graph: Graph, name: str) -> tuple[str, Shuffle] | None:
         return None
     rank = len(whole) - 2
     shuffle = Shuffle(parts[1 : 1 + rank], parts[1 + rank], parts[2 + rank :], starts or (0,) * rank, graph.shapes[name][2:])
+    fits = shuffle.coarse == whole[2:] and shuffle.fine == fine[2:] and list(attribute(turn, "perm")) == _turn(rank)
+    return (source, shuffle) if fits else None
+
+
+def _turn(rank: int) -> list[int]:
+    """(N, factors, channels, coarse) to (N, channels, coarse 1, factor 1, coarse 2, ...)."""
     order = [0, rank + 1]
     for axis in range(rank):
         order += [rank + 2 + axis, 1 + axis]
-    fits = shuffle.coarse == whole[2:] and shuffle.fine == fine[2:] and list(attribute(turn, "perm")) == order
-    return (source, shuffle) if fits else None
+    return order
+
+
+def _depth_to_space(
+    graph: Graph, node: NodeProto, starts: tuple[int, ...] | None, made: tuple[int, ...] | None
+) -> tuple[str, Shuffle] | None:
+    whole, factor = graph.shapes.get(node.input[0]), int(attribute(node, "blocksize"))
+    if whole is None or made is None:
+        return None
+    return node.input[0], Shuffle((factor, factor), whole[1] // factor**2, whole[2:], starts or (0, 0), made[2:])
 
 
 def _chain(graph: Graph, node: NodeProto | None, kinds: tuple[str, ...]) -> list[NodeProto] | None:
