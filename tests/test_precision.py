@@ -11,13 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from minicarlo.engines import compile_model, compile_surrogate, read_model
+from minicarlo.engines.openvino import OpenVinoGenerator
 from minicarlo.errors import TuningError
 from minicarlo.precision import Calibration, Plan, SurrogateSubject, compile_planned, get_criterion, surrogate_quantizer
 from minicarlo.precision.criterion import summarise
 from minicarlo.precision.evaluation import Evaluation
 from minicarlo.precision.plan import Layer, estimated_speedup, int8_share
 from minicarlo.sampling import EnergyDistribution, normal_latents
-from minicarlo.surrogate import save_surrogate
+from minicarlo.surrogate import Surrogate, save_surrogate
 from small_surrogate import LAYERS, make_small_surrogate, with_fast_convolutions
 
 HASH = "noise.project"
@@ -360,3 +361,11 @@ def test_layer_costs_are_the_runtimes_own_and_cover_every_layer(small, quantizer
     evaluation = Evaluation(SurrogateSubject(small, criterion), quantizer, events=128)
     seconds = evaluation.layer_seconds(Plan.uniform(quantizer.layers, "fp32"))
     assert set(seconds) == set(LAYERS) and min(seconds.values()) > 0
+
+
+def test_what_moves_phases_about_moves_integers():
+    """NNCF quantises behind a slice; the plan puts that before all that moves values."""
+    network = OpenVinoGenerator(*read_model(Surrogate.load("clic-ecal"), "tuned"), batch=8).network
+    layers = [layer for layer in network.runtime_layers() if layer["name"].startswith("shape.conv5/")]
+    moved = {layer["type"]: layer["precision"] for layer in layers if layer["type"] != "Const"}
+    assert moved == dict.fromkeys(["Concatenation", "DepthToSpace", "StridedSlice"], "u8")
