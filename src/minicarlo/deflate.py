@@ -37,10 +37,12 @@ def deflate(pieces: Sequence[NDArray[np.float32]], size: int) -> tuple[bytes, in
     """`size` bytes deflated: those of `pieces`, contiguous, one after another, and zeros. How they are cut changes no byte.
 
     Also returns the largest 32-bit word among them, which tells whether all are numbers, finite and not negative. Raises
-    ValueError for more than `LARGEST` bytes or a `size` that does not fit.
+    ValueError for more than `LARGEST` bytes, a `size` that does not fit, and pieces that are not contiguous float32.
     """
     if not (sum(piece.nbytes for piece in pieces) <= size <= LARGEST and size > 0 == size % 4):
         raise ValueError(f"{size} bytes cannot be deflated.")
+    if not all(piece.flags.c_contiguous and piece.dtype == np.float32 for piece in pieces):
+        raise ValueError("Only contiguous float32 can be deflated.")
     code, memory = machine_code(), _memory_of_this_thread(size // 4)
     counts, state = np.zeros(4 * 256 + RUN, np.uint32), np.zeros(len(STATE), np.int64)
     state[STATE.index("size")] = size
@@ -55,18 +57,17 @@ def deflate(pieces: Sequence[NDArray[np.float32]], size: int) -> tuple[bytes, in
     literals[0] -= found["spare"]
     frequencies = _frequencies(literals, rests, found["runs"])
     lengths = code_lengths(frequencies)
-    codes = _codes(lengths)
+    of_literals, of_zeros = _tables(_codes(lengths), lengths)
     head, bits = _head(lengths)
     body = frequencies @ lengths + rests[3:] @ (_EXTRA_BITS[3:RUN] + 1) + found["runs"]
     out = np.empty((bits + int(body)) // 8 + 16, np.uint8)  # eight bytes are written at once
     whole = bits // 8
     out[:whole] = np.frombuffer(head.to_bytes(whole + 1, "little"), np.uint8, whole)
-    of_literals, of_zeros = _tables(codes, lengths)
-    tables = (of_literals.ctypes.data, of_zeros.ctypes.data)
-    rest = (head >> 8 * whole, bits - 8 * whole)
-    stop = code.write(*memory.addresses, found["numbers"], zeros, *tables, out.ctypes.data, whole, *rest)
+    progress = np.array([whole, head >> 8 * whole, bits - 8 * whole], np.int64)
+    tables = [table.ctypes.data for table in (of_literals, of_zeros, out, progress)]
+    code.write(*memory.addresses, found["numbers"], zeros, *tables)
     checksum = (size + found["weighted"]) % _MODULUS << 16 | (1 + found["sum"]) % _MODULUS
-    return out[:stop].tobytes() + checksum.to_bytes(4, "big"), found["largest"]
+    return out[: progress[0]].tobytes() + checksum.to_bytes(4, "big"), found["largest"]
 
 
 class _Memory:

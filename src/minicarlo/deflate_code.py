@@ -9,7 +9,7 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-from minicarlo.llvm import compiled
+from minicarlo.llvm import LANES, Body, compiled, function
 
 RUN = 258
 """Bytes of the longest match."""
@@ -22,7 +22,8 @@ STATE = ("numbers", "end", "base", "sum", "weighted", "runs", "spare", "size", "
 begins (in words), the checksum's two sums without their constants, longest matches, zero bytes that were counted though they are
 part of runs, the bytes of all, the largest word."""
 
-_LANES, _BLOCK = 16, 64
+_BLOCK = 64  # cells that are looked at together
+_VECTOR, _MASK = f"<{LANES} x i32>", f"<{LANES} x i1>"
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class MachineCode:
     bytes where these are zero, with the number of zero bytes before what is left. It counts bytes, 256 for each place in a word,
     and rests of runs of zeros by their length, less the first byte, modulo RUN.
 
-    `write` (words p, gaps p, their number n, zero bytes behind the last n, table of literals p, table of zeros p, out p, place
-    in it n, bits that are to come first n, their number n) returns the place behind the last byte.
+    `write` (words p, gaps p, their number n, zero bytes behind the last n, table of literals p, table of zeros p, out p, progress
+    p) writes on. `progress` has 64 bits each for the place in `out`, bits that come first, and their number; afterwards the place
+    is behind the last byte.
     """
 
-    scan: Callable[..., int]
-    write: Callable[..., int]
+    scan: Callable[..., None]
+    write: Callable[..., None]
     library: Any
 
 
@@ -53,203 +55,156 @@ def machine_code() -> MachineCode:
 
 @cache
 def _machine_code() -> MachineCode:
-    from llvmlite import ir
+    library = compiled("\n".join(["declare i64 @llvm.cttz.i64(i64, i1)", _scan(), _write()]))
 
-    module = ir.Module()
-    scan, write = _Code(module, "scan", "pnpppp"), _Code(module, "write", "ppnnpppnnn")
-    _scan(scan)
-    _write(write)
-    library = compiled(str(module))
-    functions = {each.name: each.type(library.get_function_address(each.name)) for each in (scan, write)}
-    return MachineCode(**functions, library=library)
+    def called(name: str, parameters: str) -> Callable[..., None]:
+        kinds = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
+        return ctypes.CFUNCTYPE(None, *map(kinds.__getitem__, parameters))(library.get_function_address(name))
+
+    return MachineCode(called("scan", "pnpppp"), called("write", "ppnnpppp"), library)
 
 
-class _Code:
-    """A function while it is written: LLVM's builder, with variables of 64 bits and loops."""
-
-    def __init__(self, module: Any, name: str, parameters: str) -> None:  # noqa: ANN401
-        from llvmlite import ir
-
-        self.ir, self.name = ir, name
-        self.i16, self.i32, self.i64 = map(ir.IntType, (16, 32, 64))
-        kinds = {"p": ir.PointerType(), "n": self.i64}
-        self._function = ir.Function(module, ir.FunctionType(self.i64, [kinds[each] for each in parameters]), name)
-        self.arguments = self._function.args
-        self.type = ctypes.CFUNCTYPE(ctypes.c_int64, *({"p": ctypes.c_void_p, "n": ctypes.c_int64}[each] for each in parameters))
-        self._first = self._function.append_basic_block()
-        self.build = ir.IRBuilder(self._function.append_basic_block())
-        self._start = self.build.block
-
-    def number(self, value: int) -> Any:  # noqa: ANN401
-        return self.ir.Constant(self.i64, value)
-
-    def ended(self, result: Any) -> None:  # noqa: ANN401
-        self.build.ret(result)
-        self.ir.IRBuilder(self._first).branch(self._start)
-
-    def variable(self, value: Any, kind: Any = None) -> Any:  # noqa: ANN401
-        """A place for a number, `value` in the beginning."""
-        place = self.ir.IRBuilder(self._first).alloca(kind or self.i64)  # memory of the function's, not of a loop's
-        self.build.store(value, place)
-        return place
-
-    def get(self, place: Any, kind: Any = None) -> Any:  # noqa: ANN401
-        return self.build.load(place, typ=kind or self.i64)
-
-    def at(self, base: Any, index: Any, kind: Any = None) -> Any:  # noqa: ANN401
-        return self.build.gep(base, [index], source_etype=kind or self.i64)
-
-    def increase(self, place: Any, by: Any) -> None:  # noqa: ANN401
-        self.build.store(self.build.add(self.get(place, by.type), by), place)
-
-    def repeat(self, condition: Callable[[], Any], body: Callable[[], None]) -> None:
-        """While `condition` holds, `body`."""
-        head, inside, done = (self._function.append_basic_block() for _ in range(3))
-        self.build.branch(head)
-        self.build.position_at_end(head)
-        self.build.cbranch(condition(), inside, done)
-        self.build.position_at_end(inside)
-        body()
-        self.build.branch(head)
-        self.build.position_at_end(done)
-
-    def loop(self, first: Any, last: Any, step: int, body: Callable[[Any], None]) -> None:  # noqa: ANN401
-        """`for i in range(first, last, step): body(i)`, of whole steps."""
-        place = self.variable(first)
-
-        def once() -> None:
-            body(self.get(place))
-            self.increase(place, self.number(step))
-
-        self.repeat(lambda: self.build.icmp_signed("<", self.get(place), last), once)
-
-    def run_of(self, zeros: Any) -> tuple[Any, Any]:  # noqa: ANN401
-        """Longest matches and the rest of so many zero bytes, at least one, without the first."""
-        behind = self.build.sub(zeros, self.number(1))
-        runs = self.build.udiv(behind, self.number(RUN))
-        return runs, self.build.sub(behind, self.build.mul(runs, self.number(RUN)))
+def _run_of(body: Body, zeros: str) -> tuple[str, str]:
+    """Longest matches and the rest of so many zero bytes, at least one, without the first."""
+    behind = body.integer("sub", zeros, 1)
+    runs = body.integer("udiv", behind, RUN)
+    return runs, body.integer("sub", behind, body.integer("mul", runs, RUN))
 
 
-def _scan(code: _Code) -> None:
-    build, number, i32 = code.build, code.number, code.i32
-    cells, count, words, gaps, state, counts = code.arguments
-    places = {name: code.at(state, number(index)) for index, name in enumerate(STATE)}
-    base, size = code.get(places["base"]), code.get(places["size"])
-    kept = {n: code.variable(code.get(places[n])) for n in ("numbers", "end", "sum", "weighted", "runs", "spare")}
-    vector = code.ir.VectorType(i32, _LANES)
-    zeros, one, yes = code.ir.Constant(vector, [0] * _LANES), code.ir.Constant(i32, 1), code.ir.Constant(code.ir.IntType(1), 1)
-    largest = code.variable(zeros, vector)
+def _byte(body: Body, word: str, part: int) -> str:
+    return body.integer("and", body.integer("lshr", word, 8 * part), 255)
 
-    def not_zero(index: Any) -> None:  # noqa: ANN401
-        short = code.get(code.at(cells, index, i32), i32)
-        word, place, found = build.zext(short, code.i64), build.add(base, index), code.get(kept["numbers"])
-        low = build.lshr(build.cttz(word, yes), number(3))
-        gap = build.add(build.shl(build.sub(place, code.get(kept["end"])), number(2)), low)
-        word = build.lshr(word, build.shl(low, number(3)))
-        build.store(build.add(place, number(1)), kept["end"])
-        build.store(build.trunc(word, i32), code.at(words, found, i32))
-        build.store(build.trunc(gap, i32), code.at(gaps, found, i32))
-        code.increase(kept["numbers"], number(1))
-        parts = [build.and_(build.lshr(word, number(8 * part)), number(255)) for part in range(4)]
+
+def _lowest_bit(body: Body, value: str) -> str:
+    return body.let(f"call i64 @llvm.cttz.i64(i64 {value}, i1 true)")
+
+
+def _scan() -> str:
+    body = Body()
+    places = {name: body.at("%state", index) for index, name in enumerate(STATE)}
+    base, size = body.get(places["base"]), body.get(places["size"])
+    kept = {n: body.variable(body.get(places[n])) for n in ("numbers", "end", "sum", "weighted", "runs", "spare")}
+    largest = body.variable("zeroinitializer", _VECTOR)
+
+    def not_zero(index: str) -> None:
+        word = body.let(f"zext i32 {body.get(body.at('%cells', index, 'i32'), 'i32')} to i64")
+        place, found = body.integer("add", base, index), body.get(kept["numbers"])
+        low = body.integer("lshr", _lowest_bit(body, word), 3)
+        gap = body.integer("add", body.integer("shl", body.integer("sub", place, body.get(kept["end"])), 2), low)
+        word = body.integer("lshr", word, body.integer("shl", low, 3))
+        body.put(body.integer("add", place, 1), kept["end"])
+        for value, target in ((word, "%words"), (gap, "%gaps")):
+            body.put(body.let(f"trunc i64 {value} to i32"), body.at(target, found, "i32"), "i32")
+        body.increase(kept["numbers"], 1)
+        parts = [_byte(body, word, part) for part in range(4)]
         for part, byte in enumerate(parts):
-            code.increase(code.at(counts, build.add(byte, number(256 * part)), i32), one)
+            body.increase(body.at("%counts", body.integer("add", byte, 256 * part), "i32"), 1, "i32")
         # A byte at place i of n adds n - i times itself to the second sum.
-        total = build.add(build.add(parts[0], parts[1]), build.add(parts[2], parts[3]))
-        later = build.add(build.add(parts[1], build.shl(parts[2], number(1))), build.mul(parts[3], number(3)))
-        left = build.sub(build.sub(size, build.shl(place, number(2))), low)
-        code.increase(kept["spare"], low)
-        code.increase(kept["sum"], total)
-        code.increase(kept["weighted"], build.sub(build.mul(left, total), later))
-        with build.if_then(build.icmp_unsigned("!=", gap, number(0))):
-            runs, rest = code.run_of(gap)
-            code.increase(kept["runs"], runs)
-            code.increase(code.at(counts, build.add(rest, number(4 * 256)), i32), one)
+        total = body.integer("add", body.integer("add", parts[0], parts[1]), body.integer("add", parts[2], parts[3]))
+        later = body.integer(
+            "add", body.integer("add", parts[1], body.integer("shl", parts[2], 1)), body.integer("mul", parts[3], 3)
+        )
+        left = body.integer("sub", body.integer("sub", size, body.integer("shl", place, 2)), low)
+        body.increase(kept["spare"], low)
+        body.increase(kept["sum"], total)
+        body.increase(kept["weighted"], body.integer("sub", body.integer("mul", left, total), later))
 
-    def look_at(values: Any) -> None:  # noqa: ANN401
-        so_far = code.get(largest, vector)
-        build.store(build.select(build.icmp_unsigned(">", values, so_far), values, so_far), largest)
+        def count_zeros() -> None:
+            runs, rest = _run_of(body, gap)
+            body.increase(kept["runs"], runs)
+            body.increase(body.at("%counts", body.integer("add", rest, 4 * 256), "i32"), 1, "i32")
 
-    def block(first: Any) -> None:  # noqa: ANN401
-        mask = number(0)
-        for lane in range(0, _BLOCK, _LANES):
-            values = build.load(code.at(cells, build.add(first, number(lane)), i32), typ=vector, align=4)
+        body.when(body.let(f"icmp ne i64 {gap}, 0"), count_zeros)
+
+    def look_at(values: str) -> None:
+        so_far = body.get(largest, _VECTOR)
+        larger = body.let(f"icmp ugt {_VECTOR} {values}, {so_far}")
+        body.put(body.let(f"select {_MASK} {larger}, {_VECTOR} {values}, {_VECTOR} {so_far}"), largest, _VECTOR)
+
+    def block(first: str) -> None:
+        mask = "0"
+        for lane in range(0, _BLOCK, LANES):
+            values = body.get(body.at("%cells", body.integer("add", first, lane), "i32"), _VECTOR, align=4)
             look_at(values)
-            bits = build.zext(build.bitcast(build.icmp_unsigned("!=", values, zeros), code.i16), code.i64)
-            mask = build.or_(mask, build.shl(bits, number(lane)))
-        left = code.variable(mask)
+            differs = body.let(f"icmp ne {_VECTOR} {values}, zeroinitializer")
+            bits = body.let(f"zext i{LANES} {body.let(f'bitcast {_MASK} {differs} to i{LANES}')} to i64")
+            mask = body.integer("or", mask, body.integer("shl", bits, lane))
+        left = body.variable(mask)
 
         def lowest() -> None:
-            bits = code.get(left)
-            not_zero(build.add(first, build.cttz(bits, yes)))
-            build.store(build.and_(bits, build.sub(bits, number(1))), left)
+            bits = body.get(left)
+            not_zero(body.integer("add", first, _lowest_bit(body, bits)))
+            body.put(body.integer("and", bits, body.integer("sub", bits, 1)), left)
 
-        code.repeat(lambda: build.icmp_unsigned("!=", code.get(left), number(0)), lowest)
+        body.repeat(lambda: body.let(f"icmp ne i64 {body.get(left)}, 0"), lowest)
 
-    def single(index: Any) -> None:  # noqa: ANN401
-        value = code.get(code.at(cells, index, i32), i32)
-        look_at(build.insert_element(zeros, value, code.ir.Constant(i32, 0)))
-        with build.if_then(build.icmp_unsigned("!=", value, code.ir.Constant(i32, 0))):
-            not_zero(index)
+    def single(index: str) -> None:
+        value = body.get(body.at("%cells", index, "i32"), "i32")
+        look_at(body.let(f"insertelement {_VECTOR} zeroinitializer, i32 {value}, i64 0"))
+        body.when(body.let(f"icmp ne i32 {value}, 0"), lambda: not_zero(index))
 
-    whole = build.and_(count, number(-_BLOCK))
-    code.loop(number(0), whole, _BLOCK, block)
-    code.loop(whole, count, 1, single)
+    body.loop(0, "%count", _BLOCK, block)
+    body.loop(body.integer("and", "%count", -_BLOCK), "%count", 1, single)
     for name, place in kept.items():
-        build.store(code.get(place), places[name])
-    build.store(build.add(base, count), places["base"])
-    values, most = code.get(largest, vector), code.get(places["largest"])
-    for lane in range(_LANES):
-        value = build.zext(build.extract_element(values, code.ir.Constant(i32, lane)), code.i64)
-        most = build.select(build.icmp_unsigned(">", value, most), value, most)
-    build.store(most, places["largest"])
-    code.ended(most)
+        body.put(body.get(place), places[name])
+    body.put(body.integer("add", base, "%count"), places["base"])
+    values, most = body.get(largest, _VECTOR), body.get(places["largest"])
+    for lane in range(LANES):
+        value = body.let(f"zext i32 {body.let(f'extractelement {_VECTOR} {values}, i64 {lane}')} to i64")
+        most = body.let(f"select i1 {body.let(f'icmp ugt i64 {value}, {most}')}, i64 {value}, i64 {most}")
+    body.put(most, places["largest"])
+    parameters = "ptr %cells, i64 %count, ptr noalias %words, ptr noalias %gaps, ptr noalias %state, ptr noalias %counts"
+    return function("scan", parameters, body, public=True)
 
 
-def _write(code: _Code) -> None:
-    build, number = code.build, code.number
-    words, gaps, count, behind, literals, zeros, out, start, first_bits, first_number = code.arguments
-    place, bits, waiting = map(code.variable, (start, first_bits, first_number))
-    zero, run, end = code.get(literals), code.get(code.at(zeros, number(RUN))), code.get(code.at(literals, number(256)))
+def _write() -> str:
+    body = Body()
+    progress = [body.at("%progress", index) for index in range(3)]
+    place, bits, waiting = (body.variable(body.get(each)) for each in progress)
+    zero, run, end = body.get("%literals"), body.get(body.at("%zeros", RUN)), body.get(body.at("%literals", 256))
 
-    def put(entry: Any) -> None:  # noqa: ANN401
+    def put(entry: str) -> None:
         """Behind what waits to be written; 64 bits have room for four literals."""
-        value = build.shl(build.lshr(entry, number(LENGTH_BITS)), code.get(waiting))
-        build.store(build.or_(code.get(bits), value), bits)
-        code.increase(waiting, build.and_(entry, number(2**LENGTH_BITS - 1)))
+        value = body.integer("shl", body.integer("lshr", entry, LENGTH_BITS), body.get(waiting))
+        body.put(body.integer("or", body.get(bits), value), bits)
+        body.increase(waiting, body.integer("and", entry, 2**LENGTH_BITS - 1))
 
     def flush() -> None:
         """Write all that waits, and go on from the byte that is not full."""
-        now, ready = code.get(bits), code.get(waiting)
-        build.store(now, code.at(out, code.get(place), code.ir.IntType(8)), align=1)
-        code.increase(place, build.lshr(ready, number(3)))
-        build.store(build.lshr(now, build.and_(ready, number(-8))), bits)
-        build.store(build.and_(ready, number(7)), waiting)
+        now, ready = body.get(bits), body.get(waiting)
+        body.put(now, body.at("%out", body.get(place), "i8"), align=1)
+        body.increase(place, body.integer("lshr", ready, 3))
+        body.put(body.integer("lshr", now, body.integer("and", ready, -8)), bits)
+        body.put(body.integer("and", ready, 7), waiting)
 
-    def put_zeros(gap: Any) -> None:  # noqa: ANN401
-        def whole_run(_: Any) -> None:  # noqa: ANN401
+    def put_zeros(gap: str) -> None:
+        def whole_run(_: str) -> None:
             put(run)
             flush()
 
-        with build.if_then(build.icmp_unsigned("!=", gap, number(0))):
-            runs, rest = code.run_of(gap)
+        def some() -> None:
+            runs, rest = _run_of(body, gap)
             put(zero)
-            code.loop(number(0), runs, 1, whole_run)
-            put(code.get(code.at(zeros, rest)))
+            body.loop(0, runs, 1, whole_run)
+            put(body.get(body.at("%zeros", rest)))
             flush()
 
-    def put_number(index: Any) -> None:  # noqa: ANN401
-        gap = build.zext(code.get(code.at(gaps, index, code.i32), code.i32), code.i64)
-        word = build.zext(code.get(code.at(words, index, code.i32), code.i32), code.i64)
+        body.when(body.let(f"icmp ne i64 {gap}, 0"), some)
+
+    def put_number(index: str) -> None:
+        gap, word = (body.let(f"zext i32 {body.get(body.at(each, index, 'i32'), 'i32')} to i64") for each in ("%gaps", "%words"))
         put_zeros(gap)
-        count = build.sub(number(4), build.and_(gap, number(3)))
+        left = body.integer("sub", 4, body.integer("and", gap, 3))
         for part in range(4):
-            entry = code.get(code.at(literals, build.and_(build.lshr(word, number(8 * part)), number(255))))
-            put(build.select(build.icmp_unsigned("<", number(part), count), entry, number(0)))
+            entry = body.get(body.at("%literals", _byte(body, word, part)))
+            put(body.let(f"select i1 {body.let(f'icmp ult i64 {part}, {left}')}, i64 {entry}, i64 0"))
         flush()
 
-    code.loop(number(0), count, 1, put_number)
-    put_zeros(behind)
+    body.loop(0, "%count", 1, put_number)
+    put_zeros("%behind")
     put(end)
     flush()
-    unfinished = build.icmp_unsigned("!=", code.get(waiting), number(0))
-    code.ended(build.add(code.get(place), build.zext(unfinished, code.i64)))
+    unfinished = body.let(f"icmp ne i64 {body.get(waiting)}, 0")
+    body.put(body.integer("add", body.get(place), body.let(f"zext i1 {unfinished} to i64")), progress[0])
+    tables = "ptr %literals, ptr %zeros, ptr noalias %out, ptr noalias %progress"
+    return function("write", f"ptr %words, ptr %gaps, i64 %count, i64 %behind, {tables}", body, public=True)

@@ -68,23 +68,60 @@ class Body:
     def do(self, text: str) -> None:
         self.lines.append(f"  {text}")
 
-    def loop(self, first: str | int, last: str | int, step: int, body: Callable[[str], None]) -> None:
-        """`for i in range(first, last, step): body(i)`, of whole steps only."""
+    def integer(self, operation: str, first: str | int, second: str | int) -> str:
+        """Of two 64-bit integers: add, sub, mul, udiv, and, or, shl, lshr."""
+        return self.let(f"{operation} i64 {first}, {second}")
+
+    def at(self, base: str, index: str | int, kind: str = "i64") -> str:
+        """The address of element `index` of an array of `kind`."""
+        return self.let(f"getelementptr inbounds {kind}, ptr {base}, i64 {index}")
+
+    def variable(self, value: str | int, kind: str = "i64") -> str:
+        """A place for a number, `value` in the beginning."""
+        place = self.let(f"alloca {kind}")
+        self.put(value, place, kind)
+        return place
+
+    def get(self, place: str, kind: str = "i64", align: int | None = None) -> str:
+        return self.let(f"load {kind}, ptr {place}{'' if align is None else f', align {align}'}")
+
+    def put(self, value: str | int, place: str, kind: str = "i64", align: int | None = None) -> None:
+        self.do(f"store {kind} {value}, ptr {place}{'' if align is None else f', align {align}'}")
+
+    def increase(self, place: str, by: str | int, kind: str = "i64") -> None:
+        self.put(self.let(f"add {kind} {self.get(place, kind)}, {by}"), place, kind)
+
+    def repeat(self, condition: Callable[[], str], body: Callable[[], None]) -> None:
+        """While `condition` holds, `body`."""
         self.count += 1
         tag = f"l{self.count}"
-        counter = self.let("alloca i64")
-        self.do(f"store i64 {first}, ptr {counter}")
         self.do(f"br label %{tag}.head")
         self.lines.append(f"{tag}.head:")
-        index = self.let(f"load i64, ptr {counter}")
-        end = self.let(f"add i64 {index}, {step}")
-        inside = self.let(f"icmp sle i64 {end}, {last}")
-        self.do(f"br i1 {inside}, label %{tag}.body, label %{tag}.done")
+        self.do(f"br i1 {condition()}, label %{tag}.body, label %{tag}.done")
         self.lines.append(f"{tag}.body:")
-        body(index)
-        self.do(f"store i64 {end}, ptr {counter}")
+        body()
         self.do(f"br label %{tag}.head")
         self.lines.append(f"{tag}.done:")
+
+    def when(self, condition: str, body: Callable[[], None]) -> None:
+        """If `condition` holds, `body`."""
+        self.count += 1
+        tag = f"l{self.count}"
+        self.do(f"br i1 {condition}, label %{tag}.body, label %{tag}.done")
+        self.lines.append(f"{tag}.body:")
+        body()
+        self.do(f"br label %{tag}.done")
+        self.lines.append(f"{tag}.done:")
+
+    def loop(self, first: str | int, last: str | int, step: int, body: Callable[[str], None]) -> None:
+        """`for i in range(first, last, step): body(i)`, of whole steps only."""
+        counter = self.variable(first)
+
+        def once() -> None:
+            body(self.get(counter))
+            self.increase(counter, step)
+
+        self.repeat(lambda: self.let(f"icmp sle i64 {self.integer('add', self.get(counter), step)}, {last}"), once)
 
     def sweep(self, count: int, body: Callable[[str, int], None]) -> None:
         """`body(i, lanes)` for all of `count` elements, vectors first and single ones for the rest."""
@@ -108,7 +145,7 @@ class Body:
         self.do(f"store {vector_type(lanes)} {value}, ptr {address}, align 4")
 
     def times(self, index: str, factor: int) -> str:
-        return self.let(f"mul i64 {index}, {factor}")
+        return self.integer("mul", index, factor)
 
     def splat(self, value: str, lanes: int, kind: str = "float") -> str:
         if lanes == 1:

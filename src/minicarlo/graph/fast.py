@@ -190,10 +190,10 @@ def make_fast(graph: Graph, layer: str) -> bool:
 
     Channels are the last axis in between, so that points are moved in rows of them. The layer's name stays with its products.
     """
-    node = next((each for each in graph.nodes if each.name == layer), None)
-    fast = None if node is None else _fast(graph, node)
-    if node is None or fast is None:
+    found = graph.find(layer, _fast)
+    if found is None:
         return False
+    node, fast = found
     result = node.output[0]
     writer = _Writer(graph, node.name, fast)
     value = writer.to_points(node.input[0])

@@ -29,11 +29,10 @@ def merged_layers(graph: Graph) -> list[NodeProto]:
 
 def merge_dense(graph: Graph, layer: str) -> bool:
     """Make the convolution `layer` and the dense layer before it one dense layer; False when that is not how they stand."""
-    node = next((n for n in merged_layers(graph) if n.name == layer), None)
-    found = None if node is None else _dense_before(graph, node)
-    if node is None or found is None:
+    found = graph.find(layer, _dense_before)
+    if found is None:
         return False
-    convolution, reshape, dense = found
+    node, (convolution, reshape, dense) = found
     transposed = bool(attribute(dense, "transB", 0))
     weights = graph.constants[dense.input[1]]
     grid = graph.shapes[reshape.output[0]][1:]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -13,6 +13,7 @@ from onnx import ModelProto, NodeProto, OperatorSetIdProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 Constant = NDArray[Any]
+Found = TypeVar("Found")
 
 _LARGEST_FOLDED = 2**22  # elements; a graph of a stranger may ask for more than there is
 _GROWS = {"ConstantOfShape", "Expand", "Pad", "Resize", "Tile", "Upsample"}  # folded only when the size is known
@@ -100,6 +101,13 @@ class Graph:
         """The one node that reads `name`, None if there are more, or the graph gives it out."""
         readers = self.consumers(name)
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+    def find(self, name: str, match: Callable[[Graph, NodeProto], Found | None]) -> tuple[NodeProto, Found] | None:
+        """The node called `name` and what `match` makes of it; None when there is no such node that it fits."""
+        for node in self.nodes:
+            if node.name == name and (found := match(self, node)) is not None:
+                return node, found
+        return None
 
     def rank(self, name: str) -> int:
         """Number of dimensions of a value, -1 when it could not be inferred."""

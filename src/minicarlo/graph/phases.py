@@ -32,11 +32,10 @@ def phased_layers(graph: Graph) -> list[NodeProto]:
 
 def split_phases(graph: Graph, layer: str) -> bool:
     """Make the convolution `layer` one for each phase; False when it is not one of `phased_layers`."""
-    node = next((n for n in phased_layers(graph) if n.name == layer), None)
-    found = None if node is None else _phases(graph, node)
-    if node is None or found is None:
+    found = graph.find(layer, _phases)
+    if found is None:
         return False
-    convolutions, source, shuffle = found
+    node, (convolutions, source, shuffle) = found
     parts = {}
     for phase, convolution in convolutions.items():
         part = _twin(graph, node, phase)

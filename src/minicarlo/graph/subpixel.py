@@ -45,11 +45,10 @@ def upsampled_layers(graph: Graph) -> list[NodeProto]:
 
 def fold_upsampling(graph: Graph, layer: str) -> bool:
     """Make the convolution `layer` a sub-pixel one; False when it does not read an upsampled grid."""
-    node = next((n for n in upsampled_layers(graph) if n.name == layer), None)
-    found = None if node is None else upsampled(graph, node)
-    if node is None or found is None:
+    found = graph.find(layer, upsampled)
+    if found is None:
         return False
-    convolution, source, factors = found
+    node, (convolution, source, factors) = found
     axes = folded_axes(convolution, factors, graph.shapes[source][2:])
     _put(graph, node, source, convolution, axes, factors, graph.shapes[node.output[0]][2:])
     return True
@@ -74,11 +73,10 @@ def fold_shuffle(graph: Graph, layer: str) -> bool:
 
     More multiply-accumulates, but on more channels, and fewer values to shuffle when the layer has fewer outputs than inputs.
     """
-    node = next((n for n in shuffled_layers(graph) if n.name == layer), None)
-    found = None if node is None else _shuffled(graph, node)
-    if node is None or found is None:
+    found = graph.find(layer, _shuffled)
+    if found is None:
         return False
-    convolution, between, source, shuffle = found
+    node, (convolution, between, source, shuffle) = found
     fine = graph.shapes[node.output[0]][2:]
     axes = []
     for axis, factor in enumerate(shuffle.factors):
@@ -104,11 +102,10 @@ def fold_transposed(graph: Graph, layer: str) -> bool:
 
     Cell o takes weight j from the coarse cell q where o + p = f q + j, so each phase has its own share of the weights.
     """
-    node = next((n for n in transposed_layers(graph) if n.name == layer), None)
-    found = None if node is None else _transposed(graph, node)
-    if node is None or found is None:
+    found = graph.find(layer, _transposed)
+    if found is None:
         return False
-    convolution, factors = found
+    node, (convolution, factors) = found
     source, fine = node.input[0], graph.shapes[node.output[0]][2:]
     axes = []
     for axis, factor in enumerate(factors):
