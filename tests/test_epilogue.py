@@ -323,7 +323,7 @@ def test_what_is_understood_is_taken_and_nothing_else(last, taken):
 def test_rows_that_are_turned_away_are_left_to_the_runtime():
     """Sums over what are columns in the end."""
     model = ends_in("normalise", "turn", rows=6)
-    assert with_epilogue(model) == (model, ())
+    assert with_epilogue(model) == (model, {})
 
 
 def test_graphs_that_give_nothing_to_gain_are_as_they_were():
@@ -333,7 +333,7 @@ def test_graphs_that_give_nothing_to_gain_are_as_they_were():
     two = openvino.Model([*two.get_results(), ops.result(two.get_parameters()[0])], two.get_parameters(), "two")
     endless = ends_in(*["profile"] * 300, "normalise")
     for model in (fixed, two, endless):
-        assert with_epilogue(model) == (model, ())
+        assert with_epilogue(model) == (model, {})
 
 
 def test_an_onnx_file_of_ones_own_has_it_too(tmp_path):

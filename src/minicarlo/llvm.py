@@ -27,11 +27,19 @@ def _target() -> binding.Target:
 
 
 @cache
+def has(feature: str) -> bool:
+    """Whether the processor has what LLVM calls `feature`."""
+    from llvmlite import binding
+
+    return bool(binding.get_host_cpu_features().get(feature, False))
+
+
+@cache
 def has_fma() -> bool:
     """Whether the processor multiplies and adds in one instruction, with one rounding."""
     from llvmlite import binding
 
-    return binding.get_host_cpu_features().get("fma", False) or "aarch64" in binding.get_default_triple()
+    return has("fma") or "aarch64" in binding.get_default_triple()
 
 
 def compiled(text: str) -> binding.ExecutionEngine:

@@ -64,18 +64,18 @@ class RuntimeAccount:
             request.infer(inputs)
             spent = dict.fromkeys(taken, 0.0)
             for node in request.get_profiling_info():
-                if (layer := self._owner(node.node_name)) is not None:
-                    spent[layer] += node.real_time.total_seconds()
+                for layer, share in self._owners(node.node_name).items():
+                    spent[layer] += share * node.real_time.total_seconds()
             for name, seconds in spent.items():
                 taken[name].append(seconds)
         return {name: min(seconds[1:]) for name, seconds in taken.items()}
 
-    def _owner(self, node: str) -> str | None:
-        """The layer that a runtime node belongs to: itself, or a reorder named PRODUCER_..._CONSUMER."""
+    def _owners(self, node: str) -> Mapping[str, float]:
+        """The layers that a runtime node belongs to, and the share of each: itself, or a reorder named PRODUCER_..._CONSUMER."""
         for name, layer in self._layer_of.items():
             if node == name or node.startswith((f"{name}/", f"{name}_")) or node.endswith(f"_{name}"):
-                return layer
-        return None
+                return {layer: 1.0}
+        return {}
 
     def runtime_layers(self) -> list[dict[str, str]]:
         """Every node of the compiled graph: name, type, primitive, precision, and the layers it was made from."""

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable
 from functools import cache, cached_property
 from threading import Lock, local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.account import biases, mac_layers
+from minicarlo.engines.dense import dense_end, readers
+from minicarlo.engines.dense_code import Columns, Dense, has_vnni
 from minicarlo.engines.runtime import event_shape
 from minicarlo.engines.vector_code import Kernel, Program, Size, Step, kernel
+from minicarlo.llvm import has_fma
 
 if TYPE_CHECKING:
     import openvino
@@ -64,25 +66,40 @@ _one_at_a_time = Lock()
 """Two threads that ask OpenVINO for a constant's numbers for the first time wait for one another forever (2026.4.1)."""
 
 
-def with_epilogue(model: openvino.Model, *, products: bool = True) -> tuple[openvino.Model, tuple[str, ...]]:
-    """The graph with its end in one operation of ours, and the layers with multiply-accumulates in it, which run in fp32.
+NAME = "epilogue"
+"""Of the operation of ours in the graph."""
+
+
+class Taken(NamedTuple):
+    """A layer that became part of the kernel: the format that it runs in, and its multiply-accumulates for an event."""
+
+    format: str
+    macs: int
+
+
+def with_epilogue(model: openvino.Model, *, products: bool = True) -> tuple[openvino.Model, dict[str, Taken]]:
+    """The graph with its end in one operation of ours, and the layers with multiply-accumulates in it.
 
     `model` is left as it was, and returned when there is nothing to gain, or something that is not understood. There is something
-    to gain when sums over rows are among what is element-wise, or a matrix product of few inputs that makes all cells; with
-    `products` such a product is taken in, too. The result can be compiled for the processor, but not be written.
+    to gain when sums over rows are among what is element-wise, or a matrix product of few inputs that makes all cells.
+    Convolutions of single cells go with it, in int8 where the processor has VNNI; with `products` also those in float32, and such
+    a product. The result can be compiled for the processor, but not be written.
     """
     if len(model.outputs) != 1:
-        return model, ()
+        return model, {}
     with _one_at_a_time:
-        end = _End(model.clone(), products=products)
-        program = end.program() if end.pays() else None
-        return (model, ()) if program is None else (end.replaced(kernel(program)), end.layers())
+        for dense in (True, False):
+            end = _End(model.clone(), products=products, dense=dense)
+            program = end.program() if end.pays() else None
+            if program is not None:
+                return end.replaced(kernel(program)), end.layers()
+    return model, {}
 
 
 class _End:
     """The operations at the end of `model` that are computed cell by cell or row by row, by their names."""
 
-    def __init__(self, model: openvino.Model, *, products: bool) -> None:
+    def __init__(self, model: openvino.Model, *, products: bool, dense: bool) -> None:
         self._parameters, self._products = model.get_parameters(), products
         self._macs = mac_layers(model)
         self._biases = biases(model, self._macs)
@@ -90,6 +107,7 @@ class _End:
         self._sample = _event_shape(self._last) or ()
         self._rows, self._cells = (*self._sample, 0)[0], math.prod(self._sample)
         self._inside: dict[str, Any] = {}
+        self._dense = dense_end(model, bytes_=has_vnni(), floats=products and has_fma()) if dense else None
         if len(self._sample) > 1 and self._rows < self._cells <= _MOST_CELLS and _kind(self._last) == "f32":
             self._collect(model.get_ordered_ops())
 
@@ -103,13 +121,15 @@ class _End:
         found: dict[str, Any] = {}
         for op in reversed(ordered):
             name = op.get_name()
-            if op.get_output_size() == 1 and (name == last or {each.get_name() for each in _readers(op)} <= found.keys()):
+            if op.get_output_size() == 1 and (name == last or {each.get_name() for each in readers(op)} <= found.keys()):
                 if self._understood(op, after_sums=name in after_sums):
                     found[name] = op
         self._inside = dict(reversed(found.items()))
 
     def _understood(self, op: Any, *, after_sums: bool) -> bool:  # noqa: ANN401
         kind, shape = op.get_type_name(), _event_shape(op.output(0))
+        if self._is_dense(op):
+            return shape == self._sample
         if kind == "MatMul":
             return self._is_product(op)
         if kind == "ReduceSum":
@@ -158,17 +178,45 @@ class _End:
         kinds = {op.get_type_name() for op in self._inside.values()}
         return bool(kinds & {"ReduceSum", "MatMul"}) and len(self._inside) <= _MOST_OPERATIONS
 
-    def layers(self) -> tuple[str, ...]:
+    def layers(self) -> dict[str, Taken]:
         """Layers with multiply-accumulates among what was taken out."""
-        names = (op.get_friendly_name() for op in self._inside.values())
-        return tuple(self._macs[name] for name in names if name in self._macs)
+        found = {}
+        for op in self._inside.values():
+            if (layer := self._macs.get(op.get_friendly_name())) is not None:
+                form = self._dense.format if self._dense is not None and self._is_dense(op) else "fp32"
+                outputs = self._cells if op.get_type_name() == "MatMul" else self._rows
+                depth = math.prod(op.input_value(1).get_shape()) // outputs
+                found[layer] = Taken(form, depth * self._cells)
+        return found
+
+    def _is_dense(self, op: Any) -> bool:  # noqa: ANN401
+        return self._dense is not None and op.get_name() in self._dense.operations
+
+    def _operands(self, op: Any) -> list[Any]:  # noqa: ANN401
+        """The inputs that are values of an event; of dense layers the features, which are none of the kernel's values."""
+        values = [] if self._is_dense(op) else op.input_values()
+        return list(values[:1] if op.get_type_name() in (*_VIEWS, "ReduceSum", "MatMul") else values)
+
+    @cached_property
+    def _dense_layers(self) -> dict[str, Dense]:
+        """The dense layers that were taken out, by the value that is theirs."""
+        layers = {} if self._dense is None else self._dense.layers
+        return {_name(op.output(0)): layers[name] for name, op in self._inside.items() if name in layers}
+
+    @cached_property
+    def _columns(self) -> Columns | None:
+        """Where the dense layers find their features: behind the leaves."""
+        if self._dense is None or not self._dense_layers:
+            return None
+        first, lengths = len(self._leaves), self._dense.lengths()
+        return Columns(tuple(range(first, first + len(lengths))), lengths, self._dense.places)
 
     @cached_property
     def _leaves(self) -> dict[str, Any]:
         """What the runtime still computes of what is read here."""
         found = {}
         for op in self._inside.values():
-            for value in _operands(op):
+            for value in self._operands(op):
                 if not _is_constant(value) and value.get_node().get_name() not in self._inside:
                     found[_name(value)] = value
         return found
@@ -187,7 +235,7 @@ class _End:
             if op.get_type_name() == "Transpose":
                 turned = order.reshape(1, *(_event_shape(op.output(0)) or ()))
                 order = turned.transpose(np.argsort(_data(op.input_value(1)))).reshape(-1)
-            for value in _operands(op):
+            for value in self._operands(op):
                 size = math.prod(_event_shape(value) or (0,))
                 if size == self._cells and not np.array_equal(orders.setdefault(_name(value), order), order):
                     return None
@@ -209,6 +257,8 @@ class _End:
     def _is_turned(self) -> bool:
         """Whether the kernel reads cells with the rows innermost, where convolutions leave their channels."""
         orders = self._orders or {}
+        if self._columns is not None:
+            return True
         leaves = [(value, orders[name]) for name, value in self._leaves.items() if name in orders]
         return any(np.array_equal(order, self._turned) or _from_convolution(value) for value, order in leaves)
 
@@ -221,7 +271,10 @@ class _End:
             can_turn = self._is_turned and self._is_straight(name) and _event_shape(self._leaves[name]) == self._sample
             if not np.array_equal(self._orders[name], wanted) and not can_turn:
                 return None
-        return Program(self._steps(self._orders, wanted), self._rows, self._cells // self._rows, turned=self._is_turned)
+        if not all(map(self._is_straight, self._dense_layers)):
+            return None
+        steps = self._steps(self._orders, wanted)
+        return Program(steps, self._rows, self._cells // self._rows, turned=self._is_turned, columns=self._columns)
 
     def _is_straight(self, name: str) -> bool:
         return self._orders is not None and np.array_equal(self._orders[name], self._straight)
@@ -242,6 +295,9 @@ class _End:
             if kind in _VIEWS:
                 source = _name(op.input_value(0))
                 same[name] = same.get(source, source)
+            elif self._is_dense(op):
+                if name in self._dense_layers:  # and not a product whose bias is still to be added
+                    steps[name] = Step("dense", "cells", dense=self._dense_layers[name])
             elif kind == "MatMul":
                 weights = np.array(_data(op.input_value(1)), np.float32)
                 weights = weights.T if op.get_attributes()["transpose_b"] else weights
@@ -250,7 +306,7 @@ class _End:
                 )
             else:
                 inputs = []
-                for value in _operands(op):
+                for value in self._operands(op):
                     source = _name(value)
                     if _is_constant(value):
                         source = f"{name} {source}"
@@ -282,8 +338,10 @@ class _End:
                 axes = np.array([0, *range(2, len(self._sample) + 1), 1])
                 port = operators.transpose(value, operators.constant(axes)).output(0)
             inputs.append(port)
+        if self._dense is not None and self._dense_layers:
+            inputs += self._dense.features()
         last = _operation()(inputs, compiled, self._sample)
-        last.set_friendly_name("epilogue")
+        last.set_friendly_name(NAME)
         last.output(0).get_tensor().set_names(self._last.get_names())
         return openvino.Model([operators.result(last.output(0))], self._parameters, "with epilogue")
 
@@ -291,7 +349,7 @@ class _End:
 @cache
 def _operation() -> type:
     """The class of the operation; OpenVINO is imported when it is first needed."""
-    from openvino import Op, PartialShape
+    from openvino import Op, PartialShape, Type
 
     class Epilogue(Op):  # type: ignore[misc]
         """Calls a kernel, in the thread of the runtime's that has just computed its inputs."""
@@ -303,7 +361,7 @@ def _operation() -> type:
 
         def validate_and_infer_types(self) -> None:
             batch = self.get_input_partial_shape(0)[0]
-            self.set_output_type(0, self.get_input_element_type(0), PartialShape([batch, *self._sample]))
+            self.set_output_type(0, Type.f32, PartialShape([batch, *self._sample]))
 
         def clone_with_new_inputs(self, inputs: list[Any]) -> Epilogue:
             return Epilogue(inputs, self._kernel, self._sample)
@@ -340,16 +398,6 @@ def _is_constant(value: Any) -> bool:  # noqa: ANN401
 
 def _data(constant: Any) -> NDArray[Any]:  # noqa: ANN401
     return np.asarray(constant.get_node().get_data())
-
-
-def _readers(op: Any) -> Iterable[Any]:  # noqa: ANN401
-    return (target.get_node() for target in op.output(0).get_target_inputs())
-
-
-def _operands(op: Any) -> list[Any]:  # noqa: ANN401
-    """The inputs that are values of an event."""
-    values = op.input_values()
-    return list(values[:1] if op.get_type_name() in (*_VIEWS, "ReduceSum", "MatMul") else values)
 
 
 def _from_convolution(value: Any) -> bool:  # noqa: ANN401

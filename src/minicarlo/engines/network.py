@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Key, PrecisionReport
-from minicarlo.engines.epilogue import with_epilogue
+from minicarlo.engines.epilogue import NAME, Taken, with_epilogue
 from minicarlo.engines.runtime import AS_PLANNED, EMULATION, InferencePrecision, available, core, event_shape, keep_products_apart
 from minicarlo.errors import UnsupportedPrecision
 
@@ -64,7 +64,7 @@ class OpenVinoNetwork(RuntimeAccount):
         self._watch(model)
         on_processor = device == "CPU"
         precision = available(inference_precision) if on_processor else "f32"
-        self._ours: tuple[str, ...] = ()
+        self._ours: dict[str, Taken] = {}
         if on_processor and not (whole or emulate or batch == 1):
             model, self._ours = with_epilogue(model, products=precision == "f32")
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
@@ -144,9 +144,8 @@ class OpenVinoNetwork(RuntimeAccount):
         return key, request.results()
 
     def precision_report(self) -> PrecisionReport:
-        """The format each layer with multiply-accumulates runs in, as the runtime itself reports it; ours run in fp32."""
-        report = super().precision_report()
-        report |= dict.fromkeys(self._ours, "fp32")
+        """The format each layer with multiply-accumulates runs in: as the runtime itself reports it, and those of our kernel."""
+        report = super().precision_report() | {name: taken.format for name, taken in self._ours.items()}
         return {name: report[name] for name in self._layers.values() if name in report}
 
     def assert_precision(self, expected: str) -> None:
@@ -157,11 +156,17 @@ class OpenVinoNetwork(RuntimeAccount):
             listed = ", ".join(wrong[:5]) or "it reports no layer"
             raise UnsupportedPrecision(f"The runtime does not compute in {expected}: {listed}. Choose another precision.")
 
+    def _owners(self, node: str) -> Mapping[str, float]:
+        if node != NAME:
+            return super()._owners(node)
+        total = sum(taken.macs for taken in self._ours.values())
+        return {name: taken.macs / total for name, taken in self._ours.items()}
+
     def layer_seconds(self, inputs: Arrays, rounds: int = 15) -> dict[str, float]:
         """Seconds of each layer in one inference of a batch: the least of `rounds`, by the runtime's own clock.
 
-        With a layer count what the runtime fused into it and the reorders and conversions before and after it. The network
-        must have been compiled to be profiled.
+        With a layer count what the runtime fused into it and the reorders and conversions before and after it. The time of our
+        kernel is shared among its layers by their multiply-accumulates. The network must have been compiled to be profiled.
         """
         return self._profiled({self._inputs[name]: array for name, array in inputs.items()}, rounds)
 

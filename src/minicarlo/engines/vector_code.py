@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minicarlo.engines.dense_code import BLOCK, Columns, Dense, DenseWriter
 from minicarlo.llvm import (
     LANES,
     Body,
@@ -29,9 +30,6 @@ from minicarlo.llvm import (
     transposed,
     vector_type,
 )
-
-if TYPE_CHECKING:
-    pass
 
 Array = NDArray[np.float32]
 
@@ -51,10 +49,10 @@ class Step:
     """One value of each cell, of each row of cells, or of the whole event.
 
     `kind` says where it comes from: "constant" (`data`, as many numbers as cells or rows, or one), "input" (number `index` of the
-    arrays that are given), "product" (of such an array, of K numbers per event, with the matrix `data` (K, cells)), or from
-    `inputs` by an operation: add, subtract, multiply, divide, sqrt, abs, round (half to even), floor, ceiling, negative, maximum,
-    minimum, relu; greater, greater_equal, less, less_equal, equal, not_equal, whose results only `number` (1 or 0) and `select`
-    (of two others) read; and the `sum` over the cells of a row.
+    arrays that are given), "product" (of such an array, of K numbers per event, with the matrix `data` (K, cells)), "dense" (of
+    the features of the cell's column, see `Dense`), or from `inputs` by an operation: add, subtract, multiply, divide, sqrt, abs,
+    round (half to even), floor, ceiling, negative, maximum, minimum, relu; greater, greater_equal, less, less_equal, equal,
+    not_equal, whose results only `number` (1 or 0) and `select` (of two others) read; and the `sum` over the cells of a row.
     """
 
     kind: str
@@ -62,6 +60,7 @@ class Step:
     inputs: tuple[str, ...] = ()
     data: Array | None = None
     index: int = -1
+    dense: Dense | None = None
 
 
 @dataclass(frozen=True)
@@ -69,13 +68,14 @@ class Program:
     """Steps by name, each after those that it reads; the last one is the result, of cells.
 
     An event has `rows` x `row` cells. With `turned` all inputs and constants of cells that no row's value is needed for have
-    the rows innermost, (row, rows); the result never has.
+    the rows innermost, (row, rows); the result never has. Dense steps need that, and `columns`.
     """
 
     steps: dict[str, Step]
     rows: int
     row: int
     turned: bool
+    columns: Columns | None = None
 
     @property
     def cells(self) -> int:
@@ -143,18 +143,26 @@ class _Writer:
         blocks = -(-program.cells // LANES)
         table = np.zeros((self._depth, blocks * LANES), np.float32)
         table[:, : program.cells] = np.concatenate([*of_cells.values(), np.zeros((0, program.cells))])
-        sizes = (each.size for each in of_rows.values())
-        self._offsets = dict(zip(of_rows, accumulate(sizes, initial=table.size), strict=False))
+        dense = [step.dense for step in self.steps.values() if step.dense is not None]
+        self._layers = [name for name, step in self.steps.items() if step.dense is not None]
+        self._dense = DenseWriter(program.columns, dense) if program.columns is not None and dense else None
+        self._dense_at = table.size
         self.constants = [
             table.reshape(self._depth, blocks, LANES).transpose(1, 0, 2).reshape(-1),
+            *([self._dense.constants] if self._dense else []),
             *(each.reshape(-1) for each in of_rows.values()),
         ]
-        self.inputs = 1 + max((step.index for step in self.steps.values()), default=-1)
+        sizes = (each.size for each in of_rows.values())
+        before = table.size + (self._dense.constants.size if self._dense else 0)
+        self._offsets = dict(zip(of_rows, accumulate(sizes, initial=before), strict=False))
+        indices = [step.index for step in self.steps.values()]
+        self.inputs = 1 + max([*indices, *(program.columns.inputs if program.columns else ())], default=-1)
         self._result = list(self.steps)[-1]
         self._first = self._without_rows()
         self.kept = self._kept()
         self._length = -(-program.cells // LANES) * LANES
-        self.scratch_size = (_EVENTS + program.turned) * len(self.kept) * self._length
+        self._blocks = (_EVENTS + program.turned) * len(self.kept) * self._length  # where they begin in the scratch memory
+        self.scratch_size = self._blocks + (_EVENTS * self._dense.size if self._dense else 0)
 
     def _without_rows(self) -> set[str]:
         """The values of cells that need no row's value: the first pass, in the order of the inputs."""
@@ -175,6 +183,8 @@ class _Writer:
     def text(self) -> str:
         """The whole module."""
         functions = [self._cells(events) for events in (_EVENTS, 1)]
+        if self._dense:
+            functions.append(self._dense.text())
         if self.program.turned:
             functions.append(self._turn())
         functions += [self._rows(), self._run()]
@@ -183,7 +193,7 @@ class _Writer:
             for lanes in (1, LANES)
             for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3))
         ]
-        return "\n".join([*declared, *functions])
+        return "\n".join([*declared, *(self._dense.declared() if self._dense else []), *functions])
 
     # one value
 
@@ -234,7 +244,7 @@ class _Writer:
         singles = [self._event_values(body, inputs, start) for start in starts]
         products = [name for name in self.steps if self.steps[name].kind == "product"]
 
-        def sweep(index: str, lanes: int) -> None:
+        def sweep(index: str, lanes: int, within: str) -> None:
             made = {name: self._product(body, name, inputs, starts, index, lanes) for name in products}
             for event, start in enumerate(starts):
                 known = {name: values[event] for name, values in made.items()}
@@ -249,6 +259,8 @@ class _Writer:
                         elif step.kind == "input":
                             place = body.place(inputs[step.index], body.times(start, self.program.cells), index)
                             known[name] = body.load(place, lanes)
+                        elif step.kind == "dense":
+                            known[name] = body.load(self._of_block(body, event, self._layers.index(name), within), lanes)
                         else:
                             values = [cell(each, known, event, start) for each in step.inputs]
                             known[name] = self._operation(body, step, values, lanes)
@@ -258,9 +270,29 @@ class _Writer:
                     place = body.place("%scratch", index, number * self._length)
                     body.store(cell(name, known, event, start), place, lanes)
 
-        body.sweep(self.program.cells, sweep)
+        def block(first: str | int, count: int) -> None:
+            """Some columns: what the dense layers make of them, and the cells."""
+            last, start = body.integer("add", first, count), body.integer("mul", first, self.program.rows)
+            dense = body.place("%constants", self._dense_at)
+            for event, number in enumerate(starts):
+                made = self._of_block(body, event)
+                body.do(f"call void @columns(ptr %inputs, ptr {dense}, ptr {made}, i64 {number}, i64 {first}, i64 {last})")
+            body.sweep(count * self.program.rows, lambda at, lanes: sweep(body.integer("add", start, at), lanes, at))
+
+        if self._dense:
+            whole = self.program.row // BLOCK * BLOCK
+            body.loop(0, whole, BLOCK, lambda first: block(first, BLOCK))
+            if whole < self.program.row:
+                block(whole, self.program.row - whole)
+        else:
+            body.sweep(self.program.cells, lambda index, lanes: sweep(index, lanes, index))
         parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %scratch, i64 %first"
         return function(f"cells{events}", parameters, body)
+
+    def _of_block(self, body: Body, event: int, layer: int = 0, cell: str | int = 0) -> str:
+        """Where what the dense layers make of a block lies."""
+        assert self._dense is not None
+        return body.place("%scratch", self._blocks + event * self._dense.size + layer * self._dense.length, cell)
 
     def _input_addresses(self, body: Body) -> list[str]:
         places = [body.let(f"getelementptr inbounds ptr, ptr %inputs, i64 {i}") for i in range(self.inputs)]
