@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from minicarlo.engines.base import PrecisionReport
+from minicarlo.engines.runtime import FORMATS
 from minicarlo.graph.fast import PART as FAST_PART
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ _WITH_STORED = ("f32", "i8", "u8", "i4", "u4")
 """What the runtime calls a layer that computes in float32 with smaller weights: it names one or the other."""
 
 _MAC_OPERATORS = {"Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul"}
-_FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
 class RuntimeAccount:
@@ -52,7 +52,7 @@ class RuntimeAccount:
                     ran = info["runtimePrecision"].astype(str)
                     layer = self._layer_of[source]
                     report[layer] = (
-                        self._stored.get(layer, _FORMATS.get(ran, ran)) if ran in _WITH_STORED else _FORMATS.get(ran, ran)
+                        self._stored.get(layer, FORMATS.get(ran, ran)) if ran in _WITH_STORED else FORMATS.get(ran, ran)
                     )
         return {name: report[name] for name in self._layers.values() if name in report}
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.dense_code import Dense, Numbers
-from minicarlo.engines.runtime import event_shape
+from minicarlo.engines.dense_code import Bits, Dense, Numbers, computes
+from minicarlo.engines.runtime import event_shape, is_precise
 
 if TYPE_CHECKING:
     import openvino
@@ -33,13 +33,12 @@ class DenseEnd:
     """Convolutions that read the same features.
 
     `layers` has them by the name of the operation whose result is theirs (the sum with the bias, if there is one), `operations`
-    the names of all their operations and `format` what they compute in. Column i of cells has its features in place
+    has the names of all their operations. Column i of cells has its features in place
     `places[i, 1]` of `sources[places[i, 0]]`, which are rounded to bytes of one range where that is int8.
     """
 
     layers: dict[str, Dense]
     operations: set[str]
-    format: str
     sources: list[Any]
     places: NDArray[np.int64]
 
@@ -47,8 +46,14 @@ class DenseEnd:
         """Places of each of the sources."""
         return tuple(math.prod(_shape(value)[1:]) for value in self.sources)
 
+    @property
+    def format(self) -> str:
+        """What they compute in."""
+        return next(iter(self.layers.values())).format
+
     def features(self) -> list[Any]:
-        """The sources as (batch, *places, features), bytes or float32, for the runtime to compute."""
+        """The sources as (batch, *places, features) in the format of the layers, bytes for int8, for the runtime to compute."""
+        from openvino import Type
         from openvino import opset13 as operators
 
         found = []
@@ -59,19 +64,26 @@ class DenseEnd:
                 counted = operators.fake_quantize(*value.get_node().input_values()[:3], *ends, 256)
                 counted.set_friendly_name(value.get_node().get_friendly_name())
                 value = operators.convert(counted, np.uint8).output(0)
+            elif self.format == "bf16":
+                value = operators.convert(value, Type.bf16).output(0)
             found.append(operators.transpose(value, axes).output(0))
         return found
 
 
-def dense_end(model: openvino.Model, *, bytes_: bool, floats: bool) -> DenseEnd | None:
-    """The last convolutions of `model` of single cells, those that read the same; None if they are not in a format asked for."""
+def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
+    """The last convolutions of `model` of single cells, those that read the same; None if our code cannot compute them.
+
+    Where they are not in int8 they are in `floats`: "fp32" or "bf16".
+    """
     found = [(op, *read) for op in model.get_ordered_ops() if (read := _pointwise(op)) is not None]
     if not found:
         return None
     last, of_last, _ = found[-1]
     source, kind, depth = last.input_value(0), of_last.dtype, of_last.shape[1]
     same = [each for each in found if each[0].input_value(0) == source and each[1].dtype == kind]
-    if not (bytes_ if kind == np.int8 else floats) or sum(len(weights) for _, weights, _ in same) > _MOST_MADE:
+    if ("int8" if kind == np.int8 else floats) not in computes() or sum(len(weights) for _, weights, _ in same) > _MOST_MADE:
+        return None
+    if floats == "bf16" and any(is_precise(op) for op, _, _ in same):
         return None
     sources = list(_sources(source))
     if any(len(_shape(value)) != len(_shape(source)) or _shape(value)[0] != depth for value in sources):
@@ -90,9 +102,16 @@ def dense_end(model: openvino.Model, *, bytes_: bool, floats: bool) -> DenseEnd 
     for op, weights, scale in same:
         name, bias = _with_bias(op, len(weights))
         offset = low * scale * weights.sum(1, dtype=np.float64) + bias
-        layers[name] = Dense(weights.T, (step * scale).astype(np.float32), offset.astype(np.float32))
+        stored = weights if kind == np.int8 or floats == "fp32" else _halves(weights.astype(np.float32))
+        layers[name] = Dense(stored.T, (step * scale).astype(np.float32), offset.astype(np.float32))
         operations |= {name, op.get_name()}
-    return DenseEnd(layers, operations, "int8" if kind == np.int8 else "fp32", sources, places)
+    return DenseEnd(layers, operations, sources, places)
+
+
+def _halves(numbers: Numbers) -> Bits:
+    """Float32 rounded to bf16, half to even: the upper half of the bits."""
+    bits = numbers.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def readers(op: Any) -> Iterator[Any]:  # noqa: ANN401

@@ -1,8 +1,8 @@
 """Machine code for convolutions of single cells, a block of columns at a time, for the pass that reads what they make.
 
-A column is a place of the grid with all its rows of cells. The convolutions are products of its features, bytes that VNNI's
-instruction multiplies by four and adds up, or float32. All convolutions share the features, so that theirs are read once, and
-what they make stays in the processor's nearest cache.
+A column is a place of the grid with all its rows of cells. The convolutions are products of its features: bytes, of which VNNI's
+instruction multiplies four and adds them up, pairs of bf16, which another does that with, or float32. All convolutions share the
+features, so that theirs are read once, and what they make stays in the processor's nearest cache.
 """
 
 from __future__ import annotations
@@ -14,33 +14,60 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.llvm import LANES, Body, function, has, vector_type
+from minicarlo.llvm import LANES, Body, function, has, has_fma, vector_type
 
 BLOCK = 16
 """Columns that are computed together: a whole number of vectors of cells, whatever the number of rows."""
 
 _INTEGERS = f"<{LANES} x i32>"
-_MULTIPLY = "@llvm.x86.avx512.vpdpbusd.512"
+_FLOATS = vector_type(LANES)
+_HALVES = f"<{2 * LANES} x bfloat>"
 
 Numbers = NDArray[np.float32]
+Bits = NDArray[np.uint16]
+"""Numbers in bf16."""
+
+
+@dataclass(frozen=True)
+class _Arithmetic:
+    """How 32 bits of features are multiplied by 32 bits of weights and added to a sum: types of an operand and a sum."""
+
+    name: str
+    operand: str
+    sums: str
+    instruction: str
+
+
+_ARITHMETIC = {
+    np.dtype(np.int8): _Arithmetic("int8", _INTEGERS, _INTEGERS, "@llvm.x86.avx512.vpdpbusd.512"),
+    np.dtype(np.uint16): _Arithmetic("bf16", _HALVES, _FLOATS, "@llvm.x86.avx512bf16.dpbf16ps.512"),
+    np.dtype(np.float32): _Arithmetic("fp32", _FLOATS, _FLOATS, ""),
+}
 
 
 @cache
-def has_vnni() -> bool:
-    """Whether the processor has the instruction that bytes are multiplied with here."""
-    return has("avx512vnni")
+def computes() -> frozenset[str]:
+    """The formats that this code can compute in on this processor; matrix units are left to whoever uses them."""
+    found = {"int8": has("avx512vnni"), "bf16": has("avx512bf16") and not has("amx-bf16"), "fp32": has_fma()}
+    return frozenset(form for form, can in found.items() if can)
 
 
 @dataclass(frozen=True)
 class Dense:
     """A convolution of single cells: sums over K features of `weights` (K, rows), times `scale` (rows,), plus `offset`.
 
-    With weights in int8 features are bytes without a sign and sums exact, with weights in float32 they are float32.
+    With weights in int8 features are bytes without a sign and sums exact; else features are what weights are, float32 or the bits
+    of bf16, and sums float32.
     """
 
-    weights: NDArray[np.int8] | Numbers
+    weights: NDArray[np.int8] | Bits | Numbers
     scale: Numbers
     offset: Numbers
+
+    @property
+    def format(self) -> str:
+        """What it is computed in."""
+        return _ARITHMETIC[self.weights.dtype].name
 
 
 @dataclass(frozen=True)
@@ -62,7 +89,7 @@ class DenseWriter:
     def __init__(self, columns: Columns, layers: Sequence[Dense]) -> None:
         self.columns, kind = columns, layers[0].weights.dtype
         depth, self.rows = layers[0].weights.shape
-        self._whole, together = kind == np.int8, 4 // kind.itemsize  # features in 32 bits
+        self._arithmetic, together = _ARITHMETIC[kind], 4 // kind.itemsize  # features in 32 bits
         self._steps, self._stride = depth // together, depth * kind.itemsize
         total = len(layers) * self.rows
         self.vectors = -(-total // LANES)
@@ -96,11 +123,11 @@ class DenseWriter:
 
     def declared(self) -> list[str]:
         """The intrinsics that the function calls."""
-        vector = vector_type(LANES)
-        return [
-            *([f"declare {_INTEGERS} {_MULTIPLY}({_INTEGERS}, {_INTEGERS}, {_INTEGERS})"] if self._whole else []),
-            f"declare void @llvm.masked.store.v{LANES}f32.p0({vector}, ptr, i32, <{LANES} x i1>)",
-        ]
+        found = [f"declare void @llvm.masked.store.v{LANES}f32.p0({_FLOATS}, ptr, i32, <{LANES} x i1>)"]
+        how = self._arithmetic
+        if how.instruction:
+            found.append(f"declare {how.sums} {how.instruction}({how.sums}, {how.operand}, {how.operand})")
+        return found
 
     def text(self) -> str:
         """`columns`: of the columns from `first` up to `last` of an event into `block`, (layers, columns, rows)."""
@@ -118,17 +145,16 @@ class DenseWriter:
         return function("columns", "ptr %inputs, ptr noalias %dense, ptr noalias %block, i64 %event, i64 %first, i64 %last", body)
 
     def _group(self, body: Body, bases: str, column: str, count: int) -> None:
-        kind = _INTEGERS if self._whole else vector_type(LANES)
+        kind = self._arithmetic.sums
         columns = [body.integer("add", column, each) for each in range(count)]
         features = [self._features(body, bases, each) for each in columns]
         sums = [[body.variable("zeroinitializer", kind) for _ in range(self.vectors)] for _ in columns]
 
         def multiply(step: str) -> None:
             start = body.times(step, self.vectors * LANES)
-            weights = [body.get(body.place("%dense", start, v * LANES), kind, 64) for v in range(self.vectors)]
+            weights = [body.get(body.place("%dense", start, v * LANES), _INTEGERS, 64) for v in range(self.vectors)]
             for place, of_column in zip(features, sums, strict=True):
-                one = "i32" if self._whole else "float"
-                value = body.splat(body.get(body.at(place, step, one), one, 1), LANES, one)
+                value = body.splat(body.get(body.at(place, step, "i32"), "i32", 1), LANES, "i32")
                 for so_far, weight in zip(of_column, weights, strict=True):
                     body.put(self._more(body, body.get(so_far, kind), value, weight), so_far, kind)
 
@@ -137,17 +163,21 @@ class DenseWriter:
             start = body.times(body.integer("sub", number, "%first"), self.rows)
             for vector, total in enumerate(of_column):
                 value = body.get(total, kind)
-                if self._whole:
-                    value = body.let(f"sitofp {kind} {value} to {vector_type(LANES)}")
+                if kind == _INTEGERS:
+                    value = body.let(f"sitofp {kind} {value} to {_FLOATS}")
                 scale, offset = (
                     body.load(body.place("%dense", self._affine + (row * self.vectors + vector) * LANES), LANES) for row in (0, 1)
                 )
                 self._store(body, body.intrinsic("fma", LANES, value, scale, offset), vector, start)
 
-    def _more(self, body: Body, so_far: str, value: str, weight: str) -> str:
-        if not self._whole:
+    def _more(self, body: Body, so_far: str, *bits: str) -> str:
+        """A sum with what 32 bits of features and of weights in each lane add to it."""
+        how = self._arithmetic
+        value, weight = (body.let(f"bitcast {_INTEGERS} {each} to {how.operand}") for each in bits)
+        if not how.instruction:
             return body.intrinsic("fma", LANES, value, weight, so_far)
-        return body.let(f"call {_INTEGERS} {_MULTIPLY}({_INTEGERS} {so_far}, {_INTEGERS} {value}, {_INTEGERS} {weight})")
+        operands = f"{how.sums} {so_far}, {how.operand} {value}, {how.operand} {weight}"
+        return body.let(f"call {how.sums} {how.instruction}({operands})")
 
     def _features(self, body: Body, bases: str, column: str) -> str:
         entry = body.at(body.place("%dense", self._table), body.times(column, 2))
@@ -161,5 +191,5 @@ class DenseWriter:
                 body.store(value, place, LANES)
                 continue
             mask = ", ".join(f"i1 {'true' if lane in lanes else 'false'}" for lane in range(LANES))
-            operands = f"{vector_type(LANES)} {value}, ptr {place}, i32 4, <{LANES} x i1> <{mask}>"
+            operands = f"{_FLOATS} {value}, ptr {place}, i32 4, <{LANES} x i1> <{mask}>"
             body.do(f"call void @llvm.masked.store.v{LANES}f32.p0({operands})")

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from minicarlo.engines.account import biases, mac_layers
 from minicarlo.engines.dense import dense_end, readers
-from minicarlo.engines.dense_code import Columns, Dense, has_vnni
-from minicarlo.engines.runtime import event_shape
+from minicarlo.engines.dense_code import Columns, Dense
+from minicarlo.engines.runtime import FORMATS, InferencePrecision, event_shape
 from minicarlo.engines.vector_code import Kernel, Program, Size, Step, kernel
-from minicarlo.llvm import has_fma
 
 if TYPE_CHECKING:
     import openvino
@@ -77,19 +76,19 @@ class Taken(NamedTuple):
     macs: int
 
 
-def with_epilogue(model: openvino.Model, *, products: bool = True) -> tuple[openvino.Model, dict[str, Taken]]:
+def with_epilogue(model: openvino.Model, precision: InferencePrecision = "f32") -> tuple[openvino.Model, dict[str, Taken]]:
     """The graph with its end in one operation of ours, and the layers with multiply-accumulates in it.
 
     `model` is left as it was, and returned when there is nothing to gain, or something that is not understood. There is something
     to gain when sums over rows are among what is element-wise, or a matrix product of few inputs that makes all cells.
-    Convolutions of single cells go with it, in int8 where the processor has VNNI; with `products` also those in float32, and such
-    a product. The result can be compiled for the processor, but not be written.
+    Convolutions of single cells go with it, in int8, bf16 or float32, where the processor can, and in float32 (`precision`, which
+    what is not quantised runs in) such a product. The result can be compiled for the processor, but not be written.
     """
     if len(model.outputs) != 1:
         return model, {}
     with _one_at_a_time:
         for dense in (True, False):
-            end = _End(model.clone(), products=products, dense=dense)
+            end = _End(model.clone(), precision, dense=dense)
             program = end.program() if end.pays() else None
             if program is not None:
                 return end.replaced(kernel(program)), end.layers()
@@ -99,15 +98,15 @@ def with_epilogue(model: openvino.Model, *, products: bool = True) -> tuple[open
 class _End:
     """The operations at the end of `model` that are computed cell by cell or row by row, by their names."""
 
-    def __init__(self, model: openvino.Model, *, products: bool, dense: bool) -> None:
-        self._parameters, self._products = model.get_parameters(), products
+    def __init__(self, model: openvino.Model, precision: InferencePrecision, *, dense: bool) -> None:
+        self._parameters, self._products = model.get_parameters(), precision == "f32"
         self._macs = mac_layers(model)
         self._biases = biases(model, self._macs)
         self._last = model.outputs[0].get_node().input_value(0)
         self._sample = _event_shape(self._last) or ()
         self._rows, self._cells = (*self._sample, 0)[0], math.prod(self._sample)
         self._inside: dict[str, Any] = {}
-        self._dense = dense_end(model, bytes_=has_vnni(), floats=products and has_fma()) if dense else None
+        self._dense = dense_end(model, FORMATS[precision]) if dense else None
         if len(self._sample) > 1 and self._rows < self._cells <= _MOST_CELLS and _kind(self._last) == "f32":
             self._collect(model.get_ordered_ops())
 

@@ -66,7 +66,7 @@ class OpenVinoNetwork(RuntimeAccount):
         precision = available(inference_precision) if on_processor else "f32"
         self._ours: dict[str, Taken] = {}
         if on_processor and not (whole or emulate or batch == 1):
-            model, self._ours = with_epilogue(model, products=precision == "f32")
+            model, self._ours = with_epilogue(model, precision)
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
         keep_products_apart(model)
         properties: dict[str, Any] = {

@@ -34,6 +34,9 @@ ELEMENTWISE = {
     "Swish",
     "Tanh",
 }
+FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+"""What the runtime calls a type of numbers, and what a plan calls the format."""
+
 AS_PLANNED = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 """Else OpenVINO rounds the inputs of a dense layer with small weights to 8 bits, and still reports float32."""
 
@@ -79,6 +82,11 @@ def keep_precise(layer: ElementTree.Element) -> None:
         layer.insert(0 if layer.find("data") is None else 1, info)
     if not any(attribute.get("name") == "precise" for attribute in info):
         ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
+
+
+def is_precise(op: Any) -> bool:  # noqa: ANN401
+    """Whether an operation of a model that was read is marked to stay float32."""
+    return "DisablePrecisionConversion_0" in op.get_rt_info()
 
 
 @cache
