@@ -14,10 +14,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from openvino import opset13 as ops
 
+from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.epilogue import with_epilogue
 from minicarlo.engines.network import OpenVinoNetwork, read_network_file
 from minicarlo.engines.openvino import OpenVinoGenerator, read_model
 from minicarlo.engines.vector_code import Program, Step, kernel
+from minicarlo.llvm import has
 from minicarlo.surrogate import Surrogate
 
 UNARY = {
@@ -139,6 +141,53 @@ def test_any_program_computes_what_numpy_does(case):
     assert np.array_equal(computed(program, inputs, events), wanted)
 
 
+@st.composite
+def dense_programs(draw: st.DrawFn) -> tuple[Program, list[np.ndarray], np.ndarray]:
+    """Sums of an input and of convolutions of single cells, of whole numbers, with their features anywhere in several arrays;
+    and what the sums are."""
+    rows, row, events = draw(st.integers(1, 40)), draw(st.integers(1, 60)), draw(st.integers(1, 9))
+    depth, layers, arrays = 4 * draw(st.integers(1, 9)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    kind = draw(st.sampled_from(["int8", "half range", "bf16", "fp32"]))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    largest = {"int8": 127, "half range": 64}.get(kind, 7)
+    lengths = tuple(int(length) for length in random.integers(1, 70, arrays))
+    which = random.integers(0, arrays, row)
+    places = np.stack([which, random.integers(0, np.array(lengths)[which])], 1)
+    features = [random.integers(0, 256 if largest > 7 else 8, (events, length, depth)).astype(np.float32) for length in lengths]
+    read = np.stack([features[one][:, place] for one, place in places], 1)
+    cells = random.integers(-3, 4, (events, row * rows)).astype(np.float32)
+    steps, last, wanted = {"cell": Step("input", "cells", index=0)}, "cell", cells.reshape(events, row, rows)
+    for number in range(layers):
+        weights = random.integers(-largest, largest + 1, (depth, rows)).astype(np.float32)
+        scale, offset = 2.0 ** random.integers(-3, 2, rows), random.integers(-5, 6, rows)
+        wanted = wanted + (read @ weights) * scale + offset
+        dense = Dense(stored(weights, kind), scale.astype(np.float32), offset.astype(np.float32))
+        steps |= {
+            f"dense {number}": Step("dense", "cells", dense=dense),
+            f"{number}": Step("add", "cells", (last, f"dense {number}")),
+        }
+        last = f"{number}"
+    inputs = [cells, *(stored(each, kind if largest == 7 else "bytes") for each in features)]
+    columns = Columns(tuple(range(1, arrays + 1)), lengths, places)
+    return Program(steps, rows, row, turned=True, columns=columns), inputs, wanted.transpose(0, 2, 1)
+
+
+def stored(numbers: np.ndarray, kind: str) -> np.ndarray:
+    """Whole numbers as a kernel reads them."""
+    if kind == "bf16":  # the upper half of float32
+        return (numbers.view(np.uint32) >> 16).astype(np.uint16)
+    return numbers.astype({"bytes": np.uint8, "fp32": np.float32}.get(kind, np.int8))
+
+
+@given(dense_programs())
+@settings(max_examples=60, deadline=None)
+def test_any_convolution_of_single_cells_computes_what_numpy_does(case):
+    program, inputs, wanted = case
+    assume(all(step.dense.computable() for step in program.steps.values() if step.dense is not None))
+    assume(np.abs(wanted).max() < 2**20)
+    assert np.array_equal(computed(program, inputs, len(wanted)), wanted)
+
+
 @pytest.mark.parametrize("kind", [*UNARY, *BINARY, *COMPARE])
 def test_every_operation_is_numpys_to_the_last_bit(kind):
     random = np.random.default_rng(1)
@@ -188,19 +237,30 @@ def test_the_bits_are_those_of_narrower_instructions(monkeypatch):
     if not binding.get_host_cpu_features().get("avx2"):
         pytest.skip("this processor has no AVX2 (x86-64 only)")
     random = np.random.default_rng(10)
-    steps = {
-        "p": Step("product", "cells", data=random.normal(size=(16, 25 * 625)).astype(np.float32), index=0),
-        "a": Step("abs", "cells", ("p",)),
-        "q": Step("sqrt", "cells", ("a",)),
-        "s": Step("sum", "rows", ("q",)),
-        "r": Step("divide", "cells", ("q", "s")),
-    }
-    program, latent = Program(steps, 25, 625, turned=True), random.normal(size=(9, 16)).astype(np.float32)
-    wide = computed(program, [latent], 9)
-    monkeypatch.setattr("minicarlo.engines.vector_code._kernels", {})
-    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: "haswell")
-    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: binding.FeatureMap({"avx2": True, "fma": True}))
-    assert np.array_equal(computed(program, [latent], 9), wide)
+    for kind in ("half range", "fp32"):
+        numbers = random.integers(-64, 65, (64, 25)) if kind == "half range" else random.normal(size=(64, 25))
+        dense = Dense(stored(numbers, kind), *random.normal(size=(2, 25)).astype(np.float32))
+        steps = {
+            "p": Step("product", "cells", data=random.normal(size=(16, 25 * 625)).astype(np.float32), index=0),
+            "d": Step("dense", "cells", dense=dense),
+            "b": Step("add", "cells", ("p", "d")),
+            "a": Step("abs", "cells", ("b",)),
+            "q": Step("sqrt", "cells", ("a",)),
+            "s": Step("sum", "rows", ("q",)),
+            "r": Step("divide", "cells", ("q", "s")),
+        }
+        columns = Columns((1,), (625,), np.stack([np.zeros(625, np.int64), random.permutation(625)], 1))
+        program, latent = Program(steps, 25, 625, turned=True, columns=columns), random.normal(size=(9, 16)).astype(np.float32)
+        features = stored(random.integers(0, 256, (9, 625, 64)), "bytes" if kind == "half range" else kind)
+        wide = computed(program, [latent, features], 9)
+        with monkeypatch.context() as patch:
+            patch.setattr("minicarlo.engines.vector_code._kernels", {})
+            patch.setattr(binding, "get_host_cpu_name", lambda: "haswell")
+            patch.setattr(binding, "get_host_cpu_features", lambda: binding.FeatureMap({"avx2": True, "fma": True}))
+            has.cache_clear()
+            narrow = computed(program, [latent, features], 9)
+        has.cache_clear()
+        assert np.array_equal(narrow, wide)
 
 
 def events(surrogate: Surrogate, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,6 +277,8 @@ def test_the_shipped_surrogate_makes_the_same_showers(precision):
     runtime = OpenVinoGenerator(model, inference_precision, batch=32, whole=True)
     ours = OpenVinoGenerator(model, inference_precision, batch=32)
     assert "epilogue" in names(ours.network) and "epilogue" not in names(runtime.network)
+    if precision == "fp32" or has("avx2"):
+        assert not any("shape.tail" in name or "shape.conv5/" in name for name in names(ours.network))
     whole, made = runtime.run(latent, energy), ours.run(latent, energy)
     assert np.linalg.norm(made - whole) < 1e-6 * np.linalg.norm(whole)
     assert ((made > 0) != (whole > 0)).sum() <= 2  # at the threshold
@@ -318,6 +380,76 @@ def test_what_is_understood_is_taken_and_nothing_else(last, taken):
     assert ("epilogue" in names(pair[0])) == taken
     made, wanted = (each.run({"x": x})["y"] for each in pair)
     assert np.abs(made - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def with_heads(features: str, weights: str, ranges: tuple[float, ...] = (0.0, 3.0)) -> openvino.Model:
+    """A model (batch, 4, 6, 6) -> (batch, 5, 11, 11): four convolutions, phases of a finer grid that is cut, and on that two
+    convolutions of single cells, `weights` "fp32" or "int8" (of `features` within the first, last and `ranges` in between), a sum
+    over each row, and more."""
+    random = np.random.default_rng(11)
+    source = ops.parameter([-1, 4, 6, 6], np.float32, name="x")
+
+    def constant(*shape: int) -> openvino.Node:
+        return ops.constant(random.normal(size=shape).astype(np.float32))
+
+    phases = []
+    for number in range(4):
+        value = ops.convolution(source, constant(8, 4, 3, 3), [1, 1], [1, 1], [1, 1], [1, 1])
+        if weights == "int8":
+            ends = [ops.constant(np.float32(end)) for end in (ranges[0], ranges[1 + number % (len(ranges) - 1)])]
+            value = ops.fake_quantize(value, *ends, *ends, 256)
+        phases.append(value)
+    value = ops.depth_to_space(ops.concat(phases, 1), "blocks_first", 2)
+    one, end = ops.constant(np.array([1, 1])), ops.constant(np.array([12, 12]))
+    value = ops.slice(value, one, end, one, ops.constant(np.array([2, 3])))
+    if features == "shuffled":
+        apart = ops.transpose(ops.reshape(value, np.array([0, 2, 4, 11, 11]), True), np.array([0, 2, 1, 3, 4]))
+        value = ops.reshape(apart, np.array([0, 8, 11, 11]), True)
+    depth = 8
+    if features == "half":
+        depth, zero = 4, ops.constant(np.array([0]))
+        value = ops.slice(value, zero, ops.constant(np.array([4])), ops.constant(np.array([1])), ops.constant(np.array([1])))
+    heads = []
+    for number in range(2):
+        kernel = constant(5, depth, 1, 1)
+        if weights == "int8":
+            bytes_ = ops.constant(random.integers(-127, 128, (5, depth, 1, 1)).astype(np.int8))
+            kernel = ops.multiply(ops.convert(bytes_, np.float32), ops.constant(random.random((5, 1, 1, 1), np.float32) / 50))
+        head = ops.convolution(value, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+        head.set_friendly_name(f"head {number}")
+        heads.append(ops.add(head, constant(1, 5, 1, 1)) if number else head)
+    value = ops.abs(ops.multiply(heads[0], heads[1]))
+    sums = ops.reduce_sum(value, ops.constant(np.array([2, 3])), keep_dims=True)
+    model = openvino.Model([ops.result(ops.divide(value, ops.add(sums, ops.constant(np.float32(1)))))], [source], "heads")
+    model.outputs[0].get_tensor().set_names({"y"})
+    model.inputs[0].get_tensor().set_names({"x"})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("features", "weights", "ranges", "taken"),
+    [
+        ("all", "fp32", (), True),
+        ("all", "int8", (0.0, 3.0), True),
+        ("all", "int8", (-2.0, 3.0), True),
+        ("all", "int8", (0.0, 3.0, 2.0), False),  # bytes of two scales
+        ("shuffled", "fp32", (), False),
+        ("half", "fp32", (), False),
+    ],
+)
+def test_convolutions_of_single_cells_go_with_the_end(features, weights, ranges, taken):
+    if weights == "int8" and not has("avx512vnni"):
+        pytest.skip("this processor has no VNNI, and the weights are of the whole range")
+    model = with_heads(features, weights, ranges)
+    x = np.random.default_rng(12).normal(size=(10, 4, 6, 6)).astype(np.float32)
+    ours, whole = (OpenVinoNetwork(model, "f32", {"x": [5, 4, 6, 6]}, whole=whole) for whole in (False, True))
+    assert "epilogue" in names(ours)
+    assert {"head 0", "head 1", "epilogue"} & names(ours) == ({"epilogue"} if taken else {"head 0", "head 1", "epilogue"})
+    assert ours.precision_report() == whole.precision_report()
+    made, wanted = (each.run({"x": x})["y"] for each in (ours, whole))
+    assert np.abs(made - wanted).max() < 1e-5 * np.abs(wanted).max()
+    seconds = OpenVinoNetwork(model, "f32", {"x": [5, 4, 6, 6]}, profile=True).layer_seconds({"x": x[:5]})
+    assert {"head 0", "head 1"} < set(seconds) and min(seconds.values()) > 0
 
 
 def test_rows_that_are_turned_away_are_left_to_the_runtime():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.dense_code import Bits, Dense, Numbers, computes
+from minicarlo.engines.dense_code import Bits, Dense, Numbers
 from minicarlo.engines.runtime import event_shape, is_precise
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
     last, of_last, _ = found[-1]
     source, kind, depth = last.input_value(0), of_last.dtype, of_last.shape[1]
     same = [each for each in found if each[0].input_value(0) == source and each[1].dtype == kind]
-    if ("int8" if kind == np.int8 else floats) not in computes() or sum(len(weights) for _, weights, _ in same) > _MOST_MADE:
+    if sum(len(weights) for _, weights, _ in same) > _MOST_MADE or (kind != np.int8 and floats == "fp16"):
         return None
     if floats == "bf16" and any(is_precise(op) for op, _, _ in same):
         return None
@@ -105,7 +105,7 @@ def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
         stored = weights if kind == np.int8 or floats == "fp32" else _halves(weights.astype(np.float32))
         layers[name] = Dense(stored.T, (step * scale).astype(np.float32), offset.astype(np.float32))
         operations |= {name, op.get_name()}
-    return DenseEnd(layers, operations, sources, places)
+    return DenseEnd(layers, operations, sources, places) if all(layer.computable() for layer in layers.values()) else None
 
 
 def _halves(numbers: Numbers) -> Bits:

@@ -1,15 +1,15 @@
 """Machine code for convolutions of single cells, a block of columns at a time, for the pass that reads what they make.
 
 A column is a place of the grid with all its rows of cells. The convolutions are products of its features: bytes, of which VNNI's
-instruction multiplies four and adds them up, pairs of bf16, which another does that with, or float32. All convolutions share the
-features, so that theirs are read once, and what they make stays in the processor's nearest cache.
+instruction multiplies four and adds them up (two of AVX2's do so with weights of half the range), pairs of bf16, which another
+does that with, or float32. All convolutions share the features, so that theirs are read once, and what they make stays in the
+processor's nearest cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ BLOCK = 16
 _INTEGERS = f"<{LANES} x i32>"
 _FLOATS = vector_type(LANES)
 _HALVES = f"<{2 * LANES} x bfloat>"
+_HALF_RANGE = 64
+"""Weights up to this give pairs of products that 16 bits hold, which AVX2 adds without a word where they do not."""
 
 Numbers = NDArray[np.float32]
 Bits = NDArray[np.uint16]
@@ -30,26 +32,21 @@ Bits = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class _Arithmetic:
-    """How 32 bits of features are multiplied by 32 bits of weights and added to a sum: types of an operand and a sum."""
+    """A format, and the types in which 32 bits of features are multiplied by 32 bits of weights and added to a sum."""
 
     name: str
     operand: str
     sums: str
-    instruction: str
 
 
 _ARITHMETIC = {
-    np.dtype(np.int8): _Arithmetic("int8", _INTEGERS, _INTEGERS, "@llvm.x86.avx512.vpdpbusd.512"),
-    np.dtype(np.uint16): _Arithmetic("bf16", _HALVES, _FLOATS, "@llvm.x86.avx512bf16.dpbf16ps.512"),
-    np.dtype(np.float32): _Arithmetic("fp32", _FLOATS, _FLOATS, ""),
+    np.dtype(np.int8): _Arithmetic("int8", _INTEGERS, _INTEGERS),
+    np.dtype(np.uint16): _Arithmetic("bf16", _HALVES, _FLOATS),
+    np.dtype(np.float32): _Arithmetic("fp32", _FLOATS, _FLOATS),
 }
-
-
-@cache
-def computes() -> frozenset[str]:
-    """The formats that this code can compute in on this processor; matrix units are left to whoever uses them."""
-    found = {"int8": has("avx512vnni"), "bf16": has("avx512bf16") and not has("amx-bf16"), "fp32": has_fma()}
-    return frozenset(form for form, can in found.items() if can)
+_VNNI = "@llvm.x86.avx512.vpdpbusd.512"
+_BF16 = "@llvm.x86.avx512bf16.dpbf16ps.512"
+_PAIRS, _SUM_OF_PAIRS = "@llvm.x86.avx2.pmadd.ub.sw", "@llvm.x86.avx2.pmadd.wd"
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,14 @@ class Dense:
     def format(self) -> str:
         """What it is computed in."""
         return _ARITHMETIC[self.weights.dtype].name
+
+    def computable(self) -> bool:
+        """Whether this code can compute it on this processor; matrix units are left to whoever uses them."""
+        if self.format == "fp32":
+            return has_fma()
+        if self.format == "bf16":
+            return has("avx512bf16") and not has("amx-bf16")
+        return has("avx512vnni") or (has("avx2") and has_fma() and np.abs(self.weights.astype(int)).max() <= _HALF_RANGE)
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,15 @@ class DenseWriter:
 
     def declared(self) -> list[str]:
         """The intrinsics that the function calls."""
-        found = [f"declare void @llvm.masked.store.v{LANES}f32.p0({_FLOATS}, ptr, i32, <{LANES} x i1>)"]
-        how = self._arithmetic
-        if how.instruction:
-            found.append(f"declare {how.sums} {how.instruction}({how.sums}, {how.operand}, {how.operand})")
-        return found
+        signatures = {
+            _VNNI: (_INTEGERS, _INTEGERS, _INTEGERS, _INTEGERS),
+            _BF16: (_FLOATS, _FLOATS, _HALVES, _HALVES),
+            _PAIRS: ("<16 x i16>", "<32 x i8>", "<32 x i8>"),
+            _SUM_OF_PAIRS: ("<8 x i32>", "<16 x i16>", "<16 x i16>"),
+            f"@llvm.masked.store.v{LANES}f32.p0": ("void", _FLOATS, "ptr", "i32", f"<{LANES} x i1>"),
+        }
+        text = self.text()
+        return [f"declare {made} {name}({', '.join(given)})" for name, (made, *given) in signatures.items() if name in text]
 
     def text(self) -> str:
         """`columns`: of the columns from `first` up to `last` of an event into `block`, (layers, columns, rows)."""
@@ -173,11 +182,28 @@ class DenseWriter:
     def _more(self, body: Body, so_far: str, *bits: str) -> str:
         """A sum with what 32 bits of features and of weights in each lane add to it."""
         how = self._arithmetic
+        if how.name == "int8" and not has("avx512vnni"):
+            return self._more_by_pairs(body, so_far, *bits)
         value, weight = (body.let(f"bitcast {_INTEGERS} {each} to {how.operand}") for each in bits)
-        if not how.instruction:
+        if how.name == "fp32":
             return body.intrinsic("fma", LANES, value, weight, so_far)
-        operands = f"{how.sums} {so_far}, {how.operand} {value}, {how.operand} {weight}"
-        return body.let(f"call {how.sums} {how.instruction}({operands})")
+        name = _VNNI if how.name == "int8" else _BF16
+        return body.let(f"call {how.sums} {name}({how.sums} {so_far}, {how.operand} {value}, {how.operand} {weight})")
+
+    def _more_by_pairs(self, body: Body, so_far: str, *bits: str) -> str:
+        """The same of bytes on half of the lanes at a time: products are added up in 16 bits and these in 32."""
+        parts = []
+        for first in (0, LANES // 2):
+            lanes = ", ".join(f"i32 {lane}" for lane in range(first, first + LANES // 2))
+            total, *given = (
+                body.let(f"shufflevector {_INTEGERS} {each}, {_INTEGERS} poison, <8 x i32> <{lanes}>") for each in (so_far, *bits)
+            )
+            value, weight = (body.let(f"bitcast <8 x i32> {each} to <32 x i8>") for each in given)
+            pairs = body.let(f"call <16 x i16> {_PAIRS}(<32 x i8> {value}, <32 x i8> {weight})")
+            fours = body.let(f"call <8 x i32> {_SUM_OF_PAIRS}(<16 x i16> {pairs}, <16 x i16> {body.splat('1', 16, 'i16')})")
+            parts.append(body.let(f"add <8 x i32> {total}, {fours}"))
+        lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
+        return body.let(f"shufflevector <8 x i32> {parts[0]}, <8 x i32> {parts[1]}, <{LANES} x i32> <{lanes}>")
 
     def _features(self, body: Body, bases: str, column: str) -> str:
         entry = body.at(body.place("%dense", self._table), body.times(column, 2))
