@@ -44,22 +44,22 @@ def deflate(pieces: Sequence[NDArray[np.float32]], size: int) -> tuple[bytes, in
     if not all(piece.flags.c_contiguous and piece.dtype == np.float32 for piece in pieces):
         raise ValueError("Only contiguous float32 can be deflated.")
     code, memory = machine_code(), _memory_of_this_thread(size // 4)
-    counts, state = np.zeros(4 * 256 + RUN, np.uint32), np.zeros(len(STATE), np.int64)
+    counts, state = np.zeros(4 * 256 + RUN + 1, np.uint32), np.zeros(len(STATE), np.int64)
     state[STATE.index("size")] = size
     for piece in pieces:
         code.scan(piece.ctypes.data, piece.size, *memory.addresses, state.ctypes.data, counts.ctypes.data)
     found = dict(zip(STATE, map(int, state), strict=True))
-    literals, rests = counts[: 4 * 256].reshape(4, 256).sum(axis=0, dtype=np.int64), counts[4 * 256 :].astype(np.int64)
+    literals, left = counts[: 4 * 256].reshape(4, 256).sum(axis=0, dtype=np.int64), counts[4 * 256 :].astype(np.int64)
     zeros = size - 4 * found["end"]
     if zeros:
         found["runs"] += (zeros - 1) // RUN
-        rests[(zeros - 1) % RUN] += 1
+        left[(zeros - 1) % RUN + 1] += 1
     literals[0] -= found["spare"]
-    frequencies = _frequencies(literals, rests, found["runs"])
+    frequencies = _frequencies(literals, left, found["runs"])
     lengths = code_lengths(frequencies)
     of_literals, of_zeros = _tables(_codes(lengths), lengths)
     head, bits = _head(lengths)
-    body = frequencies @ lengths + rests[3:] @ (_EXTRA_BITS[3:RUN] + 1) + found["runs"]
+    body = frequencies @ lengths + left[4:] @ (_EXTRA_BITS[3:RUN] + 1) + found["runs"]
     out = np.empty((bits + int(body)) // 8 + 16, np.uint8)  # eight bytes are written at once
     whole = bits // 8
     out[:whole] = np.frombuffer(head.to_bytes(whole + 1, "little"), np.uint8, whole)
@@ -95,33 +95,17 @@ def code_lengths(frequencies: Integers) -> Integers:
     """
     used = np.flatnonzero(frequencies)
     used = used[np.argsort(frequencies[used], kind="stable")]
+    weights, parents, depths = np.empty((3, 2 * len(used)), np.int64)
     least = int(frequencies.sum()) >> _LONGEST - 1
-    while max(found := _huffman(np.maximum(frequencies[used], least).tolist())) > _LONGEST:
+    while True:
+        np.maximum(frequencies[used], least, out=weights[: len(used)])
+        machine_code().huffman(weights.ctypes.data, len(used), parents.ctypes.data, depths.ctypes.data)
+        if depths[: len(used)].max() <= _LONGEST:
+            break
         least = 2 * least + 1
     lengths = np.zeros_like(frequencies)
-    lengths[used] = found
+    lengths[used] = depths[: len(used)]
     return lengths
-
-
-def _huffman(weights: list[int]) -> list[int]:
-    """Bits of each code, of weights in ascending order: the two lightest become one, and again, in ascending order by itself."""
-    leaves = len(weights)
-    last = 2 * leaves - 2
-    weights = [*weights, *[0] * (leaves - 1)]
-    parents = [last] * (last + 1)
-    leaf, joined = 0, leaves
-    for new in range(leaves, last + 1):
-        for _ in range(2):
-            if leaf < leaves and (joined == new or weights[leaf] <= weights[joined]):
-                lightest, leaf = leaf, leaf + 1
-            else:
-                lightest, joined = joined, joined + 1
-            weights[new] += weights[lightest]
-            parents[lightest] = new
-    depths = [0] * (last + 1)
-    for node in range(last - 1, -1, -1):
-        depths[node] = depths[parents[node]] + 1
-    return depths[:leaves]
 
 
 def _codes(lengths: Integers) -> Integers:
@@ -134,12 +118,12 @@ def _codes(lengths: Integers) -> Integers:
     return codes
 
 
-def _frequencies(literals: Integers, rests: Integers, runs: int) -> Integers:
-    """How often each symbol occurs: `literals` by byte, and zeros, each time a literal, `runs` matches of the longest in all, and
-    a rest of 0 to 257."""
-    frequencies = np.bincount(_MATCH[3:RUN], rests[3:], minlength=_SYMBOLS).astype(np.int64)
+def _frequencies(literals: Integers, left: Integers, runs: int) -> Integers:
+    """How often each symbol occurs: `literals` by byte, zeros without the longest matches by how many are `left`, each time a
+    literal and a match or literals, and `runs` longest matches."""
+    frequencies = np.bincount(_MATCH[3:RUN], left[4:], minlength=_SYMBOLS).astype(np.int64)
     frequencies[:_END] += literals
-    frequencies[0] += rests.sum() + rests[1] + 2 * rests[2]
+    frequencies[0] += left[1:].sum() + left[2] + 2 * left[3]
     frequencies[_END] = 1
     frequencies[_MATCH[RUN]] += runs
     return frequencies
@@ -162,15 +146,16 @@ def _head(lengths: Integers) -> tuple[int, int]:
 
 
 def _tables(codes: Integers, lengths: Integers) -> tuple[Integers, Integers]:
-    """What to write, above the number of its bits: for literals and the end of a block, and for zeros after a literal one.
-
-    The distance is a bit, 0. One and two zeros are literals.
-    """
-    literals = (codes[: _END + 1] << LENGTH_BITS) | lengths[: _END + 1]
+    """What to write, above the number of its bits: for literals and the end of a block; for 0 to `RUN` zeros, a literal and the
+    rest, and last for a match of `RUN`. The distance is a bit, 0."""
+    bits, widths = codes[: _END + 1], lengths[: _END + 1]
     of_match = lengths[_MATCH]
-    zeros = ((codes[_MATCH] | (_EXTRA << of_match)) << LENGTH_BITS) | (of_match + _EXTRA_BITS + 1)
-    zeros[:3] = 0, literals[0], (codes[0] | codes[0] << lengths[0]) << LENGTH_BITS | 2 * lengths[0]
-    return literals, zeros
+    more, more_widths = codes[_MATCH] | (_EXTRA << of_match), of_match + _EXTRA_BITS + 1
+    more[:3], more_widths[:3] = (0, bits[0], bits[0] | bits[0] << widths[0]), (0, widths[0], 2 * widths[0])  # literals
+    zeros, zeros_widths = np.zeros((2, RUN + 2), np.int64)
+    zeros[1:-1], zeros_widths[1:-1] = bits[0] | more[:-1] << widths[0], widths[0] + more_widths[:-1]
+    zeros[-1], zeros_widths[-1] = more[-1], more_widths[-1]
+    return bits << LENGTH_BITS | widths, zeros << LENGTH_BITS | zeros_widths
 
 
 def _matches() -> tuple[Integers, Integers, Integers]:

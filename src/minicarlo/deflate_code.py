@@ -1,4 +1,4 @@
-"""The two passes of `deflate` as machine code, by LLVM: over all cells, and over those that are not zero."""
+"""The parts of `deflate` that are machine code, by LLVM: a pass over all cells, Huffman's code, a pass over what is not zero."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class MachineCode:
 
     `scan` (cells p, their number n, words p, gaps p, STATE p, counts p) appends words that are not zero, each without its lowest
     bytes where these are zero, with the number of zero bytes before what is left. It counts bytes, 256 for each place in a word,
-    and rests of runs of zeros by their length, less the first byte, modulo RUN.
+    and of these numbers what is left of them without longest matches, 0 to RUN.
+
+    `huffman` (weights p, their number n, parents p, depths p) takes weights in ascending order, at least two, with room for one
+    less behind them, and gives each the bits of its code among `depths`, where and among `parents` there is as much room.
 
     `write` (words p, gaps p, their number n, zero bytes behind the last n, table of literals p, table of zeros p, out p, progress
     p) writes on. `progress` has 64 bits each for the place in `out`, bits that come first, and their number; afterwards the place
@@ -40,6 +43,7 @@ class MachineCode:
     """
 
     scan: Callable[..., None]
+    huffman: Callable[..., None]
     write: Callable[..., None]
     library: Any
 
@@ -55,20 +59,26 @@ def machine_code() -> MachineCode:
 
 @cache
 def _machine_code() -> MachineCode:
-    library = compiled("\n".join(["declare i64 @llvm.cttz.i64(i64, i1)", _scan(), _write()]))
+    library = compiled("\n".join(["declare i64 @llvm.cttz.i64(i64, i1)", _scan(), _huffman(), _write()]))
 
     def called(name: str, parameters: str) -> Callable[..., None]:
         kinds = {"p": ctypes.c_void_p, "n": ctypes.c_int64}
         return ctypes.CFUNCTYPE(None, *map(kinds.__getitem__, parameters))(library.get_function_address(name))
 
-    return MachineCode(called("scan", "pnpppp"), called("write", "ppnnpppp"), library)
+    return MachineCode(called("scan", "pnpppp"), called("huffman", "pnpp"), called("write", "ppnnpppp"), library)
 
 
-def _run_of(body: Body, zeros: str) -> tuple[str, str]:
-    """Longest matches and the rest of so many zero bytes, at least one, without the first."""
-    behind = body.integer("sub", zeros, 1)
-    runs = body.integer("udiv", behind, RUN)
-    return runs, body.integer("sub", behind, body.integer("mul", runs, RUN))
+def _cut(body: Body, zeros: str) -> tuple[str, str]:
+    """Longest matches in so many zero bytes, and what is left: nothing of none, else 1 to RUN, for the first is no match."""
+    runs, left = body.variable(0), body.variable(zeros)
+
+    def long() -> None:
+        behind = body.integer("sub", zeros, 1)
+        body.put(body.integer("udiv", behind, RUN), runs)
+        body.put(body.integer("sub", zeros, body.integer("mul", body.get(runs), RUN)), left)
+
+    body.when(body.let(f"icmp ugt i64 {zeros}, {RUN}"), long)
+    return body.get(runs), body.get(left)
 
 
 def _byte(body: Body, word: str, part: int) -> str:
@@ -109,12 +119,9 @@ def _scan() -> str:
         body.increase(kept["sum"], total)
         body.increase(kept["weighted"], body.integer("sub", body.integer("mul", left, total), later))
 
-        def count_zeros() -> None:
-            runs, rest = _run_of(body, gap)
-            body.increase(kept["runs"], runs)
-            body.increase(body.at("%counts", body.integer("add", rest, 4 * 256), "i32"), 1, "i32")
-
-        body.when(body.let(f"icmp ne i64 {gap}, 0"), count_zeros)
+        runs, rest = _cut(body, gap)
+        body.increase(kept["runs"], runs)
+        body.increase(body.at("%counts", body.integer("add", rest, 4 * 256), "i32"), 1, "i32")
 
     def look_at(values: str) -> None:
         so_far = body.get(largest, _VECTOR)
@@ -157,17 +164,62 @@ def _scan() -> str:
     return function("scan", parameters, body, public=True)
 
 
+def _huffman() -> str:
+    """The two lightest become one, and again; what is joined is in ascending order by itself, behind the given weights."""
+    body = Body()
+    leaf, joined, end = body.variable(0), body.variable("%count"), body.integer("sub", body.integer("shl", "%count", 1), 1)
+
+    def weight(node: str) -> str:
+        return body.get(body.at("%weights", node))
+
+    def take(new: str) -> str:
+        """The weight of the lightest, which becomes part of `new`."""
+        first, second = body.get(leaf), body.get(joined)
+        is_light = body.let(f"icmp ule i64 {weight(first)}, {weight(second)}")
+        is_leaf = body.let(f"and i1 {is_light}, {body.let(f'icmp ult i64 {first}, %count')}")
+        one = body.let(f"zext i1 {is_leaf} to i64")
+        body.increase(leaf, one)
+        body.increase(joined, body.integer("xor", one, 1))
+        lightest = body.let(f"select i1 {is_leaf}, i64 {first}, i64 {second}")
+        body.put(new, body.at("%parents", lightest))
+        return weight(lightest)
+
+    def join(new: str) -> None:
+        body.put(2**62, body.at("%weights", new))  # heavier than all until it is known
+        both = [take(new) for _ in range(2)]
+        body.put(body.integer("add", *both), body.at("%weights", new))
+
+    def deepen(step: str) -> None:
+        node = body.integer("sub", last, step)
+        above = body.get(body.at("%depths", body.get(body.at("%parents", node))))
+        body.put(body.integer("add", above, 1), body.at("%depths", node))
+
+    body.loop("%count", end, 1, join)
+    last = body.integer("sub", end, 1)
+    body.put(0, body.at("%depths", last))
+    body.loop(1, end, 1, deepen)
+    return function("huffman", "ptr %weights, i64 %count, ptr noalias %parents, ptr noalias %depths", body, public=True)
+
+
 def _write() -> str:
     body = Body()
     progress = [body.at("%progress", index) for index in range(3)]
     place, bits, waiting = (body.variable(body.get(each)) for each in progress)
-    zero, run, end = body.get("%literals"), body.get(body.at("%zeros", RUN)), body.get(body.at("%literals", 256))
 
-    def put(entry: str) -> None:
+    def code(table: str, index: str | int) -> tuple[str, str]:
+        """The bits of an entry, and how many these are."""
+        entry = body.get(body.at(table, index))
+        return body.integer("lshr", entry, LENGTH_BITS), body.integer("and", entry, 2**LENGTH_BITS - 1)
+
+    def joined(first: tuple[str, str], second: tuple[str, str]) -> tuple[str, str]:
+        value = body.integer("or", first[0], body.integer("shl", second[0], first[1]))
+        return value, body.integer("add", first[1], second[1])
+
+    def put(new: tuple[str, str]) -> None:
         """Behind what waits to be written; 64 bits have room for four literals."""
-        value = body.integer("shl", body.integer("lshr", entry, LENGTH_BITS), body.get(waiting))
-        body.put(body.integer("or", body.get(bits), value), bits)
-        body.increase(waiting, body.integer("and", entry, 2**LENGTH_BITS - 1))
+        value, length = joined((body.get(bits), body.get(waiting)), new)
+        body.put(value, bits)
+        body.put(length, waiting)
 
     def flush() -> None:
         """Write all that waits, and go on from the byte that is not full."""
@@ -179,30 +231,31 @@ def _write() -> str:
 
     def put_zeros(gap: str) -> None:
         def whole_run(_: str) -> None:
-            put(run)
+            put(code("%zeros", RUN + 1))
             flush()
 
-        def some() -> None:
-            runs, rest = _run_of(body, gap)
-            put(zero)
-            body.loop(0, runs, 1, whole_run)
-            put(body.get(body.at("%zeros", rest)))
-            flush()
-
-        body.when(body.let(f"icmp ne i64 {gap}, 0"), some)
+        runs, rest = _cut(body, gap)
+        put(code("%zeros", rest))
+        flush()
+        body.loop(0, runs, 1, whole_run)
 
     def put_number(index: str) -> None:
         gap, word = (body.let(f"zext i32 {body.get(body.at(each, index, 'i32'), 'i32')} to i64") for each in ("%gaps", "%words"))
         put_zeros(gap)
         left = body.integer("sub", 4, body.integer("and", gap, 3))
-        for part in range(4):
-            entry = body.get(body.at("%literals", _byte(body, word, part)))
-            put(body.let(f"select i1 {body.let(f'icmp ult i64 {part}, {left}')}, i64 {entry}, i64 0"))
+
+        def literal(part: int) -> tuple[str, str]:
+            is_left = body.let(f"icmp ult i64 {part}, {left}")
+            value, length = code("%literals", _byte(body, word, part))
+            return body.let(f"select i1 {is_left}, i64 {value}, i64 0"), body.let(f"select i1 {is_left}, i64 {length}, i64 0")
+
+        codes = [literal(part) for part in range(4)]
+        put(joined(joined(codes[0], codes[1]), joined(codes[2], codes[3])))
         flush()
 
     body.loop(0, "%count", 1, put_number)
     put_zeros("%behind")
-    put(end)
+    put(code("%literals", 256))
     flush()
     unfinished = body.let(f"icmp ne i64 {body.get(waiting)}, 0")
     body.put(body.integer("add", body.get(place), body.let(f"zext i1 {unfinished} to i64")), progress[0])
