@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import cache, cached_property
-from threading import Lock, local
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from minicarlo.engines.account import biases, mac_layers
 from minicarlo.engines.dense import dense_end, readers
 from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.runtime import FORMATS, InferencePrecision, event_shape
-from minicarlo.engines.vector_code import Kernel, Program, Size, Step, kernel
+from minicarlo.engines.vector_code import Call, Kernel, Program, Size, Step, kernel
 
 if TYPE_CHECKING:
     import openvino
@@ -355,7 +355,7 @@ def _operation() -> type:
 
         def __init__(self, inputs: list[Any], compiled: Kernel, sample: tuple[int, ...]) -> None:
             self._kernel, self._sample = compiled, sample
-            self._own = local()
+            self._idle: list[Call] = []
             super().__init__(self, inputs)
 
         def validate_and_infer_types(self) -> None:
@@ -369,11 +369,11 @@ def _operation() -> type:
             return True
 
         def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
-            call = getattr(self._own, "call", None)
-            if call is None:
-                call = self._own.call = self._kernel.prepare()
+            # A thread that is not Python's has nothing of its own: what Python keeps of it ends with every call.
+            call = self._idle.pop() if self._idle else self._kernel.prepare()
             *given, result = (each.data for each in (*inputs, outputs[0]))
             call([_address(each) for each in given], _address(result), len(result))
+            self._idle.append(call)
             return True
 
     return Epilogue

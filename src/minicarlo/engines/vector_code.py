@@ -43,6 +43,9 @@ _COMPARE = {"greater": "ogt", "greater_equal": "oge", "less": "olt", "less_equal
 
 Size = Literal["cells", "rows", "event"]
 
+Call = Callable[[Sequence[int], int, int], None]
+"""See `Kernel.prepare`."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -92,7 +95,7 @@ class Kernel:
         self._constants = _aligned(writer.constants)
         self._scratch_size, self._inputs = writer.scratch_size, writer.inputs
 
-    def prepare(self) -> Callable[[Sequence[int], int, int], None]:
+    def prepare(self) -> Call:
         """A function of the addresses of all inputs, the address of the result and a number of events: it computes these. It has
         memory of its own and is not to be called from two threads at once."""
         scratch = np.empty(self._scratch_size, np.float32)
