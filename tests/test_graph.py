@@ -178,6 +178,10 @@ def test_folding_upsampling_and_shuffles_is_exact_in_any_dimension(case):
     normalise(graph)
     assert not {"Resize", "Pad"} & set(kinds(graph))
     assert_same(graph, model)
+    behind = kinds(graph)[[node.name for node in graph.nodes].index("conv") + 1 :]
+    behind = behind[: behind.index("Conv")] if "Conv" in behind else behind
+    moved = [kind in ("Reshape", "Transpose", "Slice", "DepthToSpace") for kind in behind]
+    assert moved == sorted(moved)  # what is point-wise stands in front
     for layer in [node.name for node in shuffled_layers(graph)]:
         assert layer == "second" and fold_shuffle(graph, layer)
         normalise(graph)

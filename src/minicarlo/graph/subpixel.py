@@ -128,7 +128,10 @@ def _put(
     factors: tuple[int, ...],
     sizes: tuple[int, ...],
 ) -> None:
-    """Write the folded convolution and the shuffle that puts its phases in place."""
+    """Write the folded convolution, and the shuffle that puts its phases in place behind what is point-wise.
+
+    A runtime computes that together with a convolution before it, and in int8 what is moved is then the next layer's bytes.
+    """
     kind = convolution.weights.dtype
     bias = None if convolution.bias is None else np.tile(convolution.bias, math.prod(factors))
     begins, ends = tuple(axis.begin for axis in axes), tuple(axis.end for axis in axes)
@@ -136,9 +139,13 @@ def _put(
     set_convolution(graph, node, source, Convolution(weights, bias, begins, ends))
     coarse, shifts = tuple(axis.coarse for axis in axes), tuple(axis.shift for axis in axes)
     shuffle = Shuffle(factors, convolution.weights.shape[0], coarse, shifts, sizes)
-    result = node.output[0]
-    node.output[0] = graph.free(f"{node.name}/phases")
-    made = add_shuffle(graph, node.output[0], shuffle, f"{node.name}/shuffle")
+    last = node
+    while (reader := graph.only_consumer(last.output[0])) is not None and moving_input(graph, reader) == last.output[0]:
+        change_constants(graph, reader, shuffle.undo)
+        last = reader
+    result = last.output[0]
+    last.output[0] = graph.free(f"{node.name}/phases")
+    made = add_shuffle(graph, last.output[0], shuffle, f"{node.name}/shuffle")
     graph.replace(result, made)
     graph.refresh()
 
