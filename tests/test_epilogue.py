@@ -69,8 +69,6 @@ def expected(program: Program, inputs: list[np.ndarray]) -> np.ndarray:
             values[name] = shape(step.data)
         elif step.kind == "input":
             values[name] = shape(inputs[step.index])
-        elif step.kind == "gather":
-            values[name] = shape(inputs[step.index][:, step.places])
         elif step.kind == "product":
             values[name] = shape(inputs[step.index] @ step.data)
         elif step.kind == "sum":
@@ -101,14 +99,12 @@ def programs(draw: st.DrawFn) -> tuple[Program, list[np.ndarray], int]:
     def numbers(*shape: int) -> np.ndarray:
         return random.integers(-3, 4, shape).astype(np.float32)
 
-    places, length = random.integers(0, 77, rows * row).astype(np.int32), 77
-    inputs = [numbers(events, rows * row), numbers(events, rows), numbers(events, 1), numbers(events, 3), numbers(events, length)]
+    inputs = [numbers(events, rows * row), numbers(events, rows), numbers(events, 1), numbers(events, 3)]
     steps = {
         "cell": Step("input", "cells", index=0),
         "row": Step("input", "rows", index=1),
         "event": Step("input", "event", index=2),
         "product": Step("product", "cells", data=numbers(3, rows * row), index=3),
-        "gather": Step("gather", "cells", places=places, length=length, index=4),
         "cell constant": Step("constant", "cells", data=numbers(rows * row)),
         "row constant": Step("constant", "rows", data=numbers(rows)),
         "constant": Step("constant", "event", data=numbers(1)),
@@ -454,31 +450,6 @@ def test_convolutions_of_single_cells_go_with_the_end(features, weights, ranges,
     assert np.abs(made - wanted).max() < 1e-5 * np.abs(wanted).max()
     seconds = OpenVinoNetwork(model, "f32", {"x": [5, 4, 6, 6]}, profile=True).layer_seconds({"x": x[:5]})
     assert {"head 0", "head 1"} < set(seconds) and min(seconds.values()) > 0
-
-
-@pytest.mark.parametrize(("phases", "taken"), [("one", True), ("several", False)])
-def test_cells_are_found_where_they_were_made(phases, taken):
-    """Behind depth to space, a cut and a permutation of the axes, in three dimensions."""
-    random = np.random.default_rng(13)
-    source = ops.parameter([-1, 2, 4, 5, 3], np.float32, name="x")
-    weights = [ops.constant(random.normal(size=(width, 2, 1, 1, 1)).astype(np.float32)) for width in (5, 7)]
-    whole = ops.constant(random.normal(size=(12, 2, 1, 1, 1)).astype(np.float32))
-    parts = [ops.convolution(source, each, [1] * 3, [0] * 3, [0] * 3, [1] * 3) for each in weights]
-    value = ops.concat(parts, 1) if phases == "several" else ops.convolution(source, whole, [1] * 3, [0] * 3, [0] * 3, [1] * 3)
-    apart = ops.transpose(ops.reshape(value, np.array([0, 2, 2, 3, 4, 5, 3]), True), np.array([0, 4, 1, 5, 2, 6, 3]))
-    fine = ops.reshape(apart, np.array([0, 8, 10, 9]), True)
-    starts, ends, ones = (ops.constant(np.array(each)) for each in ([1, 0, 1], [8, 9, 9], [1, 1, 1]))
-    cut = ops.slice(fine, starts, ends, ones, ops.constant(np.array([1, 2, 3])))
-    cells = ops.transpose(ops.multiply(cut, ops.constant(np.float32(2))), np.array([0, 3, 1, 2]))
-    over = ops.convert(ops.greater(cells, ops.constant(np.float32(0.05))), np.float32)
-    model = openvino.Model([ops.result(ops.multiply(cells, over))], [source], "moved")
-    model.outputs[0].get_tensor().set_names({"y"})
-    model.inputs[0].get_tensor().set_names({"x"})
-    x = random.normal(size=(11, 2, 4, 5, 3)).astype(np.float32)
-    pair = [OpenVinoNetwork(model, "f32", {"x": [5, 2, 4, 5, 3]}, whole=whole) for whole in (False, True)]
-    assert ("epilogue" in names(pair[0])) == taken
-    made, wanted = (each.run({"x": x})["y"] for each in pair)
-    assert np.array_equal(made, wanted) and 0 < (made > 0).mean() < 1
 
 
 def test_rows_that_are_turned_away_are_left_to_the_runtime():

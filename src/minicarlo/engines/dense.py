@@ -20,12 +20,9 @@ from minicarlo.engines.runtime import event_shape, is_precise
 if TYPE_CHECKING:
     import openvino
 
-MOVERS = {"Concat", "DepthToSpace", "Reshape", "Slice", "Squeeze", "StridedSlice", "Transpose", "Unsqueeze"}
+_MOVERS = {"Concat", "DepthToSpace", "Reshape", "Slice", "Squeeze", "StridedSlice", "Transpose", "Unsqueeze"}
 _MOST_FEATURES, _MOST_MADE = 1024, 256
 """Of a column of cells: what is read, and what all convolutions make of it."""
-
-_MOST_MOVED = 2**24
-"""Elements whose ways are followed: a stranger's graph must not take memory."""
 
 Weights = tuple[NDArray[np.int8] | Numbers, Numbers]
 """(rows, features) and the scale of each row."""
@@ -88,7 +85,7 @@ def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
         return None
     if floats == "bf16" and any(is_precise(op) for op, _, _ in same):
         return None
-    sources = list(sources_of(source))
+    sources = list(_sources(source))
     if any(len(_shape(value)) != len(_shape(source)) or _shape(value)[0] != depth for value in sources):
         return None
     low, step = 0.0, 1.0
@@ -175,14 +172,14 @@ def _with_bias(op: Any, rows: int) -> tuple[str, Numbers]:  # noqa: ANN401
     return op.get_name(), np.zeros(rows, np.float32)
 
 
-def sources_of(value: Any) -> Iterator[Any]:  # noqa: ANN401
+def _sources(value: Any) -> Iterator[Any]:  # noqa: ANN401
     """What is read in front of all that only moves numbers."""
     node = value.get_node()
-    if node.get_type_name() not in MOVERS:
+    if node.get_type_name() not in _MOVERS:
         yield value
         return
     for each in node.input_values() if node.get_type_name() == "Concat" else [node.input_value(0)]:
-        yield from sources_of(each)
+        yield from _sources(each)
 
 
 def _range(node: Any) -> tuple[float, float] | None:  # noqa: ANN401
@@ -199,50 +196,39 @@ def _range(node: Any) -> tuple[float, float] | None:  # noqa: ANN401
 
 
 def _places(model: openvino.Model, source: Any, sources: list[Any]) -> NDArray[np.int64] | None:  # noqa: ANN401
-    """Where each column of `source` comes from; None unless it is one place of one of `sources`, with its features in order."""
-    found = origins(model, source, sources)
-    if found is None:
+    """Where each column of `source` comes from: numbers are put in the place of the sources, and moved as these are.
+
+    None unless a column is one place of one of them, with its features in their order.
+    """
+    import openvino
+    from openvino import opset13 as operators
+
+    copy = {op.get_friendly_name(): op for op in model.clone().get_ordered_ops()}
+    shapes = [_shape(value) for value in sources]
+    starts = np.cumsum([0, *map(math.prod, shapes)])
+    parameters, numbers = [], []
+    for value, shape, start in zip(sources, shapes, starts, strict=False):
+        parameters.append(operators.parameter([1, *shape], np.int32))
+        numbers.append(openvino.Tensor(np.arange(start, start + math.prod(shape), dtype=np.int32).reshape(1, *shape)))
+        for target in _twin(copy, value).get_target_inputs():
+            target.replace_source_output(parameters[-1].output(0))
+    if any(value == source for value in sources):
+        moved = openvino.Model([operators.result(parameters[0])], parameters)
+    else:
+        moved = openvino.Model([operators.result(_twin(copy, source))], parameters)
+    moved.validate_nodes_and_infer_types()
+    made = openvino.Tensor(np.empty([1, *_shape(source)], np.int32))
+    if list(moved.outputs[0].get_partial_shape()) != list(made.shape) or not moved.evaluate([made], numbers):
         return None
-    found = found.reshape(_shape(source)[0], -1)
-    starts = np.cumsum([0, *(math.prod(_shape(value)) for value in sources)])
+    found = made.data.reshape(made.shape[1], -1)
     which = np.searchsorted(starts, found, "right") - 1
-    lengths = np.array([math.prod(_shape(value)[1:]) for value in sources])[which]
+    lengths = np.array([math.prod(shape[1:]) for shape in shapes])[which]
     feature, place = np.divmod(found - starts[which], lengths)
     if (which != which[:1]).any() or (place != place[:1]).any() or (feature != np.arange(len(found))[:, None]).any():
         return None
     return np.stack([which[0], place[0]], 1)
 
 
-def origins(model: openvino.Model, value: Any, sources: list[Any]) -> NDArray[np.int64] | None:  # noqa: ANN401
-    """Of each element of `value` of an event the number of the element of `sources`, one after another, that was moved there.
-
-    Numbers are put in the place of the sources, and moved as these are. None if OpenVINO cannot do that by itself, or of too many.
-    """
-    import openvino
-    from openvino import opset13 as operators
-
-    operations, copies = model.get_ordered_ops(), model.clone().get_ordered_ops()
-    shapes = [_shape(each) for each in sources]
-    starts = np.cumsum([0, *map(math.prod, shapes)])
-    alike = [op.get_friendly_name() for op in operations] == [op.get_friendly_name() for op in copies]
-    if not alike or starts[-1] > _MOST_MOVED or math.prod(_shape(value)) > _MOST_MOVED:
-        return None
-    copy = {op.get_name(): twin for op, twin in zip(operations, copies, strict=True)}
-    parameters, numbers = [], []
-    for each, shape, start in zip(sources, shapes, starts, strict=False):
-        parameters.append(operators.parameter([1, *shape], np.int32))
-        numbers.append(openvino.Tensor(np.arange(start, start + math.prod(shape), dtype=np.int32).reshape(1, *shape)))
-        for target in _twin(copy, each).get_target_inputs():
-            target.replace_source_output(parameters[-1].output(0))
-    last = parameters[0].output(0) if value in sources else _twin(copy, value)
-    moved = openvino.Model([operators.result(last)], parameters)
-    moved.validate_nodes_and_infer_types()
-    made = openvino.Tensor(np.empty([1, *_shape(value)], np.int32))
-    if list(moved.outputs[0].get_partial_shape()) != list(made.shape) or not moved.evaluate([made], numbers):
-        return None
-    return np.array(made.data.reshape(-1), np.int64)
-
-
 def _twin(copy: dict[str, Any], value: Any) -> Any:  # noqa: ANN401
     """A value of a graph in a copy of it."""
-    return copy[value.get_node().get_name()].output(value.get_index())
+    return copy[value.get_node().get_friendly_name()].output(value.get_index())

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.account import biases, mac_layers
-from minicarlo.engines.dense import MOVERS, dense_end, origins, readers, sources_of
+from minicarlo.engines.dense import dense_end, readers
 from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.runtime import FORMATS, InferencePrecision, event_shape
 from minicarlo.engines.vector_code import Call, Kernel, Program, Size, Step, kernel
@@ -99,7 +99,7 @@ class _End:
     """The operations at the end of `model` that are computed cell by cell or row by row, by their names."""
 
     def __init__(self, model: openvino.Model, precision: InferencePrecision, *, dense: bool) -> None:
-        self._model, self._parameters, self._products = model, model.get_parameters(), precision == "f32"
+        self._parameters, self._products = model.get_parameters(), precision == "f32"
         self._macs = mac_layers(model)
         self._biases = biases(model, self._macs)
         self._last = model.outputs[0].get_node().input_value(0)
@@ -175,7 +175,7 @@ class _End:
     def pays(self) -> bool:
         """Whether the runtime would go through memory for something that costs little here."""
         kinds = {op.get_type_name() for op in self._inside.values()}
-        return bool(kinds & {"ReduceSum", "MatMul"} or self._gathered) and len(self._inside) <= _MOST_OPERATIONS
+        return bool(kinds & {"ReduceSum", "MatMul"}) and len(self._inside) <= _MOST_OPERATIONS
 
     def layers(self) -> dict[str, Taken]:
         """Layers with multiply-accumulates among what was taken out."""
@@ -221,21 +221,6 @@ class _End:
         return found
 
     @cached_property
-    def _gathered(self) -> dict[str, tuple[Any, Order]]:
-        """Leaves that are only moved from another value: that, and where each element is found in it with channels last."""
-        found = {}
-        for name, value in self._leaves.items():
-            if value.get_node().get_type_name() not in MOVERS or math.prod(_event_shape(value) or ()) != self._cells:
-                continue
-            sources = list(sources_of(value))
-            if len(sources) == 1 and (shape := _event_shape(sources[0])) and _kind(sources[0]) == "f32":
-                places = origins(self._model, value, sources)
-                if places is not None:
-                    channel, place = np.divmod(places, math.prod(shape[1:]))
-                    found[name] = sources[0], place * shape[0] + channel
-        return found
-
-    @cached_property
     def _orders(self) -> dict[str, Order] | None:
         """The order of each value of cells; None if one element were to belong to two cells."""
         straight = self._straight
@@ -273,7 +258,7 @@ class _End:
         orders = self._orders or {}
         if self._columns is not None:
             return True
-        leaves = [(value, orders[name]) for name, value in self._leaves.items() if name in orders.keys() - self._gathered.keys()]
+        leaves = [(value, orders[name]) for name, value in self._leaves.items() if name in orders]
         return any(np.array_equal(order, self._turned) or _from_convolution(value) for value, order in leaves)
 
     def program(self) -> Program | None:
@@ -281,7 +266,7 @@ class _End:
         if self._orders is None:
             return None
         wanted = self._turned if self._is_turned else self._straight
-        for name in (self._leaves.keys() - self._gathered.keys()) & self._orders.keys():
+        for name in self._leaves.keys() & self._orders.keys():
             can_turn = self._is_turned and self._is_straight(name) and _event_shape(self._leaves[name]) == self._sample
             if not np.array_equal(self._orders[name], wanted) and not can_turn:
                 return None
@@ -300,11 +285,8 @@ class _End:
         steps = {
             name: Step("input", sizes[math.prod(_event_shape(value) or ())], index=index[name])
             for name, value in self._leaves.items()
-            if name not in factors and name not in self._gathered
+            if name not in factors
         }
-        for name, (source, places) in self._gathered.items():
-            there, length = _in_order(places, orders[name], wanted).astype(np.int32), math.prod(_event_shape(source) or ())
-            steps[name] = Step("gather", "cells", index=index[name], places=there, length=length)
         same: dict[str, str] = {}
         for op in self._inside.values():
             name, kind = _name(op.output(0)), op.get_type_name()
@@ -351,11 +333,7 @@ class _End:
         inputs = []
         for name, value in self._leaves.items():
             port = value
-            if name in self._gathered:
-                source, _ = self._gathered[name]
-                axes = np.array([0, *range(2, len(_event_shape(source) or ()) + 1), 1])
-                port = operators.transpose(source, operators.constant(axes)).output(0)
-            elif self._is_turned and self._orders is not None and name in self._orders and self._is_straight(name):
+            if self._is_turned and self._orders is not None and name in self._orders and self._is_straight(name):
                 axes = np.array([0, *range(2, len(self._sample) + 1), 1])
                 port = operators.transpose(value, operators.constant(axes)).output(0)
             inputs.append(port)
@@ -433,7 +411,7 @@ def _event_shape(value: Any) -> tuple[int, ...] | None:  # noqa: ANN401
     return event_shape(value) if shape.rank.is_static and len(shape) and shape[0].is_dynamic else None
 
 
-def _in_order(values: NDArray[Any], order: Order, wanted: Order) -> NDArray[Any]:
+def _in_order(values: NDArray[np.float32], order: Order, wanted: Order) -> NDArray[np.float32]:
     """(..., cells) by elements of the cells `order`, as (..., cells) by elements of the cells `wanted`."""
     straight = np.empty_like(values)
     straight[..., order] = values

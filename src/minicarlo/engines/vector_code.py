@@ -41,8 +41,6 @@ _BINARY = {"add": "fadd", "subtract": "fsub", "multiply": "fmul", "divide": "fdi
 _INTRINSIC = {"sqrt": "sqrt", "abs": "fabs", "round": "roundeven", "floor": "floor", "ceiling": "ceil"}
 _COMPARE = {"greater": "ogt", "greater_equal": "oge", "less": "olt", "less_equal": "ole", "equal": "oeq", "not_equal": "une"}
 
-_GATHER = f"@llvm.masked.gather.v{LANES}f32.v{LANES}p0"
-
 Size = Literal["cells", "rows", "event"]
 
 Call = Callable[[Sequence[int], int, int], None]
@@ -55,8 +53,7 @@ class Step:
 
     `kind` says where it comes from: "constant" (`data`, as many numbers as cells or rows, or one), "input" (number `index` of the
     arrays that are given), "product" (of such an array, of K numbers per event, with the matrix `data` (K, cells)), "dense" (of
-    the features of the cell's column, see `Dense`), "gather" (element `places[cell]` of the `length` of such an array per event),
-    or from `inputs` by an operation: add, subtract, multiply, divide, sqrt, abs,
+    the features of the cell's column, see `Dense`), or from `inputs` by an operation: add, subtract, multiply, divide, sqrt, abs,
     round (half to even), floor, ceiling, negative, maximum, minimum, relu; greater, greater_equal, less, less_equal, equal,
     not_equal, whose results only `number` (1 or 0) and `select` (of two others) read; and the `sum` over the cells of a row.
     """
@@ -67,14 +64,6 @@ class Step:
     data: Array | None = None
     index: int = -1
     dense: Dense | None = None
-    places: NDArray[np.int32] | None = None
-    length: int = 0
-
-    @property
-    def planes(self) -> Array | None:
-        """Numbers of 32 bits that each cell or row has of this step, (some, cells or rows)."""
-        numbers = self.data if self.places is None else self.places.view(np.float32)
-        return None if numbers is None else np.atleast_2d(numbers)
 
 
 @dataclass(frozen=True)
@@ -150,8 +139,8 @@ class _Writer:
 
     def __init__(self, program: Program) -> None:
         self.program, self.steps = program, program.steps
-        of_cells = {n: planes for n, t in self.steps.items() if t.size == "cells" and (planes := t.planes) is not None}
-        of_rows = {n: planes for n, t in self.steps.items() if t.size == "rows" and (planes := t.planes) is not None}
+        of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and t.size == "cells"}
+        of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
         self._planes = dict(zip(of_cells, accumulate((len(each) for each in of_cells.values()), initial=0), strict=False))
         self._depth = sum(map(len, of_cells.values()))
         blocks = -(-program.cells // LANES)
@@ -207,8 +196,6 @@ class _Writer:
             for lanes in (1, LANES)
             for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3))
         ]
-        if any(step.kind == "gather" for step in self.steps.values()):
-            declared.append(f"declare {vector_type(LANES)} {_GATHER}(<{LANES} x ptr>, i32, <{LANES} x i1>, {vector_type(LANES)})")
         return "\n".join([*declared, *(self._dense.declared() if self._dense else []), *functions])
 
     # one value
@@ -275,9 +262,6 @@ class _Writer:
                         elif step.kind == "input":
                             place = body.place(inputs[step.index], body.times(start, self.program.cells), index)
                             known[name] = body.load(place, lanes)
-                        elif step.kind == "gather":
-                            base = body.place(inputs[step.index], body.times(start, step.length))
-                            known[name] = self._gathered(body, base, self._constant_of_cells(body, name, index, lanes), lanes)
                         elif step.kind == "dense":
                             known[name] = body.load(self._of_block(body, event, self._layers.index(name), within), lanes)
                         else:
@@ -307,15 +291,6 @@ class _Writer:
             body.sweep(self.program.cells, lambda index, lanes: sweep(index, lanes, index))
         parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %scratch, i64 %first"
         return function(f"cells{events}", parameters, body)
-
-    def _gathered(self, body: Body, base: str, places: str, lanes: int) -> str:
-        numbers = body.let(f"bitcast {vector_type(lanes)} {places} to {'i32' if lanes == 1 else f'<{lanes} x i32>'}")
-        if lanes == 1:
-            return body.load(body.at(base, body.let(f"sext i32 {numbers} to i64"), "float"), 1)
-        pointers = body.let(f"getelementptr float, ptr {base}, <{lanes} x i32> {numbers}")
-        mask = ", ".join(["i1 true"] * lanes)
-        operands = f"<{lanes} x ptr> {pointers}, i32 4, <{lanes} x i1> <{mask}>, {vector_type(lanes)} poison"
-        return body.let(f"call {vector_type(lanes)} {_GATHER}({operands})")
 
     def _of_block(self, body: Body, event: int, layer: int = 0, cell: str | int = 0) -> str:
         """Where what the dense layers make of a block lies."""
