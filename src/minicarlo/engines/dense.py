@@ -24,6 +24,9 @@ _MOVERS = {"Concat", "DepthToSpace", "Reshape", "Slice", "Squeeze", "StridedSlic
 _MOST_FEATURES, _MOST_MADE = 1024, 256
 """Of a column of cells: what is read, and what all convolutions make of it."""
 
+_MOST_MOVED = 2**24
+"""Elements whose ways are followed: a stranger's graph must not take memory."""
+
 Weights = tuple[NDArray[np.int8] | Numbers, Numbers]
 """(rows, features) and the scale of each row."""
 
@@ -203,9 +206,13 @@ def _places(model: openvino.Model, source: Any, sources: list[Any]) -> NDArray[n
     import openvino
     from openvino import opset13 as operators
 
-    copy = {op.get_friendly_name(): op for op in model.clone().get_ordered_ops()}
+    operations, copies = model.get_ordered_ops(), model.clone().get_ordered_ops()
     shapes = [_shape(value) for value in sources]
     starts = np.cumsum([0, *map(math.prod, shapes)])
+    alike = [op.get_friendly_name() for op in operations] == [op.get_friendly_name() for op in copies]
+    if not alike or max(starts[-1], math.prod(_shape(source))) > _MOST_MOVED:
+        return None
+    copy = {op.get_name(): twin for op, twin in zip(operations, copies, strict=True)}
     parameters, numbers = [], []
     for value, shape, start in zip(sources, shapes, starts, strict=False):
         parameters.append(operators.parameter([1, *shape], np.int32))
@@ -231,4 +238,4 @@ def _places(model: openvino.Model, source: Any, sources: list[Any]) -> NDArray[n
 
 def _twin(copy: dict[str, Any], value: Any) -> Any:  # noqa: ANN401
     """A value of a graph in a copy of it."""
-    return copy[value.get_node().get_friendly_name()].output(value.get_index())
+    return copy[value.get_node().get_name()].output(value.get_index())
