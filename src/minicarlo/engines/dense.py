@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.dense_code import Bits, Dense, Numbers
-from minicarlo.engines.runtime import event_shape, is_precise
+from minicarlo.engines.dense_code import Dense, Numbers, bf16_bits
+from minicarlo.engines.runtime import MOVERS, element_type, event_shape, is_precise, moved_inputs
 
 if TYPE_CHECKING:
     import openvino
 
-_MOVERS = {"Concat", "DepthToSpace", "Reshape", "Slice", "Squeeze", "StridedSlice", "Transpose", "Unsqueeze"}
 _MOST_FEATURES, _MOST_MADE = 1024, 256
 """Of a column of cells: what is read, and what all convolutions make of it."""
 
@@ -105,16 +104,10 @@ def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
     for op, weights, scale in same:
         name, bias = _with_bias(op, len(weights))
         offset = low * scale * weights.sum(1, dtype=np.float64) + bias
-        stored = weights if kind == np.int8 or floats == "fp32" else _halves(weights.astype(np.float32))
+        stored = weights if kind == np.int8 or floats == "fp32" else bf16_bits(weights)
         layers[name] = Dense(stored.T, (step * scale).astype(np.float32), offset.astype(np.float32))
         operations |= {name, op.get_name()}
     return DenseEnd(layers, operations, sources, places) if all(layer.computable() for layer in layers.values()) else None
-
-
-def _halves(numbers: Numbers) -> Bits:
-    """Float32 rounded to bf16, half to even: the upper half of the bits."""
-    bits = numbers.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def readers(op: Any) -> Iterator[Any]:  # noqa: ANN401
@@ -146,7 +139,7 @@ def _pointwise(op: Any) -> Weights | None:  # noqa: ANN401
 
 def _weights(node: Any) -> Weights | None:  # noqa: ANN401
     """Weights as they are stored, in float32 or in int8, and what they are multiplied by."""
-    if node.get_type_name() == "Constant" and _kind(node) == "f32":
+    if node.get_type_name() == "Constant" and element_type(node.output(0)) == "f32":
         return np.array(node.get_data()), np.ones(1, np.float32)
     if node.get_type_name() != "Multiply":
         return None
@@ -154,13 +147,9 @@ def _weights(node: Any) -> Weights | None:  # noqa: ANN401
     if converted.get_type_name() != "Convert" or factor.get_type_name() != "Constant":
         return None
     stored = converted.input_value(0).get_node()
-    if stored.get_type_name() != "Constant" or _kind(stored) != "i8":
+    if stored.get_type_name() != "Constant" or element_type(stored.output(0)) != "i8":
         return None
     return np.array(stored.get_data()), np.array(factor.get_data(), np.float32)
-
-
-def _kind(node: Any) -> str:  # noqa: ANN401
-    return str(node.output(0).get_element_type().get_type_name())
 
 
 def _with_bias(op: Any, rows: int) -> tuple[str, Numbers]:  # noqa: ANN401
@@ -178,11 +167,11 @@ def _with_bias(op: Any, rows: int) -> tuple[str, Numbers]:  # noqa: ANN401
 def _sources(value: Any) -> Iterator[Any]:  # noqa: ANN401
     """What is read in front of all that only moves numbers."""
     node = value.get_node()
-    if node.get_type_name() not in _MOVERS:
+    if node.get_type_name() not in MOVERS:
         yield value
         return
-    for each in node.input_values() if node.get_type_name() == "Concat" else [node.input_value(0)]:
-        yield from _sources(each)
+    for port in moved_inputs(node):
+        yield from _sources(port.get_source_output())
 
 
 def _range(node: Any) -> tuple[float, float] | None:  # noqa: ANN401

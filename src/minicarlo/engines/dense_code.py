@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,12 @@ Bits = NDArray[np.uint16]
 """Numbers in bf16."""
 
 
+def bf16_bits(numbers: NDArray[Any]) -> Bits:
+    """The nearest numbers with eight bits of mantissa, ties to even."""
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
 @dataclass(frozen=True)
 class _Arithmetic:
     """A format, and the types in which 32 bits of features are multiplied by 32 bits of weights and added to a sum."""
@@ -47,6 +54,16 @@ _ARITHMETIC = {
 _VNNI = "@llvm.x86.avx512.vpdpbusd.512"
 _BF16 = "@llvm.x86.avx512bf16.dpbf16ps.512"
 _PAIRS, _SUM_OF_PAIRS = "@llvm.x86.avx2.pmadd.ub.sw", "@llvm.x86.avx2.pmadd.wd"
+_STORE = f"@llvm.masked.store.v{LANES}f32.p0"
+
+DECLARED = {
+    _VNNI: f"{_INTEGERS} {_VNNI}({_INTEGERS}, {_INTEGERS}, {_INTEGERS})",
+    _BF16: f"{_FLOATS} {_BF16}({_FLOATS}, {_HALVES}, {_HALVES})",
+    _PAIRS: f"<16 x i16> {_PAIRS}(<32 x i8>, <32 x i8>)",
+    _SUM_OF_PAIRS: f"<8 x i32> {_SUM_OF_PAIRS}(<16 x i16>, <16 x i16>)",
+    _STORE: f"void {_STORE}({_FLOATS}, ptr, i32, <{LANES} x i1>)",
+}
+"""What a module declares of each intrinsic that it calls."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +142,6 @@ class DenseWriter:
             found.append((layer, row - lane, range(lane, lane + last - first)))
             first = last
         return found
-
-    def declared(self) -> list[str]:
-        """The intrinsics that the function calls."""
-        signatures = {
-            _VNNI: (_INTEGERS, _INTEGERS, _INTEGERS, _INTEGERS),
-            _BF16: (_FLOATS, _FLOATS, _HALVES, _HALVES),
-            _PAIRS: ("<16 x i16>", "<32 x i8>", "<32 x i8>"),
-            _SUM_OF_PAIRS: ("<8 x i32>", "<16 x i16>", "<16 x i16>"),
-            f"@llvm.masked.store.v{LANES}f32.p0": ("void", _FLOATS, "ptr", "i32", f"<{LANES} x i1>"),
-        }
-        text = self.text()
-        return [f"declare {made} {name}({', '.join(given)})" for name, (made, *given) in signatures.items() if name in text]
 
     def text(self) -> str:
         """`columns`: of the columns from `first` up to `last` of an event into `block`, (layers, columns, rows)."""
@@ -218,4 +223,4 @@ class DenseWriter:
                 continue
             mask = ", ".join(f"i1 {'true' if lane in lanes else 'false'}" for lane in range(LANES))
             operands = f"{_FLOATS} {value}, ptr {place}, i32 4, <{LANES} x i1> <{mask}>"
-            body.do(f"call void @llvm.masked.store.v{LANES}f32.p0({operands})")
+            body.do(f"call void {_STORE}({operands})")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from minicarlo.engines.account import biases, mac_layers
 from minicarlo.engines.dense import dense_end, readers
 from minicarlo.engines.dense_code import Columns, Dense
-from minicarlo.engines.runtime import FORMATS, InferencePrecision, event_shape
+from minicarlo.engines.runtime import FORMATS, InferencePrecision, element_type, event_shape
 from minicarlo.engines.vector_code import Call, Kernel, Program, Size, Step, kernel
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class _End:
         self._rows, self._cells = (*self._sample, 0)[0], math.prod(self._sample)
         self._inside: dict[str, Any] = {}
         self._dense = dense_end(model, FORMATS[precision]) if dense else None
-        if len(self._sample) > 1 and self._rows < self._cells <= _MOST_CELLS and _kind(self._last) == "f32":
+        if len(self._sample) > 1 and self._rows < self._cells <= _MOST_CELLS and element_type(self._last) == "f32":
             self._collect(model.get_ordered_ops())
 
     def _collect(self, ordered: list[Any]) -> None:
@@ -143,9 +143,9 @@ class _End:
             return before is not None and math.prod(before) == math.prod(shape) and stays
         if kind not in _KINDS or (kind == "Round" and op.get_attributes()["mode"] != "half_to_even"):
             return False
-        if kind == "Convert" and (_kind(op.input_value(0)), _kind(op.output(0))) != ("boolean", "f32"):
+        if kind == "Convert" and (element_type(op.input_value(0)), element_type(op.output(0))) != ("boolean", "f32"):
             return False
-        if not {_kind(value) for value in (*op.input_values(), op.output(0))} <= {"f32", "boolean"}:
+        if not {element_type(value) for value in (*op.input_values(), op.output(0))} <= {"f32", "boolean"}:
             return False
         return all(self._broadcasts(value, shape) for value in op.input_values())
 
@@ -153,7 +153,7 @@ class _End:
         """Whether an operand has a number for each element of `shape`, for each row, for the event, or is a constant."""
         if _is_constant(value):
             given = tuple(value.get_shape())
-            return _kind(value) == "f32" and (len(given) <= len(shape) or (len(given) == len(shape) + 1 and given[0] == 1))
+            return element_type(value) == "f32" and (len(given) <= len(shape) or (len(given) == len(shape) + 1 and given[0] == 1))
         found = _event_shape(value)
         of_rows = (self._rows, *(1,) * (len(shape) - 1))
         return found is not None and len(found) == len(shape) and (found in (shape, of_rows) or set(found) == {1})
@@ -170,7 +170,7 @@ class _End:
             return False
         factors, made = _event_shape(op.input_value(0)), _event_shape(op.output(0))
         few = factors is not None and len(factors) == 1 and factors[0] <= _MOST_FACTORS
-        return few and made == (self._cells,) and {_kind(value) for value in op.input_values()} == {"f32"}
+        return few and made == (self._cells,) and {element_type(value) for value in op.input_values()} == {"f32"}
 
     def pays(self) -> bool:
         """Whether the runtime would go through memory for something that costs little here."""
@@ -385,10 +385,6 @@ def _address(array: NDArray[np.float32]) -> int:
 
 def _name(value: Any) -> str:  # noqa: ANN401
     return f"{value.get_node().get_name()}:{value.get_index()}"
-
-
-def _kind(value: Any) -> str:  # noqa: ANN401
-    return str(value.get_element_type().get_type_name())
 
 
 def _is_constant(value: Any) -> bool:  # noqa: ANN401

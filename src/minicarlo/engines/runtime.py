@@ -34,6 +34,9 @@ ELEMENTWISE = {
     "Swish",
     "Tanh",
 }
+MOVERS = frozenset("Concat DepthToSpace Reshape Slice StridedSlice Transpose".split())
+"""Operations that only move values."""
+
 FORMATS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 """What the runtime calls a type of numbers, and what a plan calls the format."""
 
@@ -130,6 +133,16 @@ def _instructions() -> list[str]:
         return []
     flags = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
     return sorted(known & set(flags.split()))
+
+
+def moved_inputs(op: Any) -> list[Any]:  # noqa: ANN401
+    """The inputs of one of `MOVERS` that hold the values it moves."""
+    return list(op.inputs()) if op.get_type_name() == "Concat" else [op.input(0)]
+
+
+def element_type(value: Any) -> str:  # noqa: ANN401
+    """The type of the numbers of a value of a graph, as the runtime calls it."""
+    return str(value.get_element_type().get_type_name())
 
 
 def event_shape(value: Any) -> tuple[int, ...] | None:  # noqa: ANN401

@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.dense_code import BLOCK, Columns, Dense, DenseWriter
+from minicarlo.engines.dense_code import BLOCK, DECLARED, Columns, Dense, DenseWriter
 from minicarlo.llvm import (
     LANES,
     Body,
@@ -196,7 +196,9 @@ class _Writer:
             for lanes in (1, LANES)
             for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3))
         ]
-        return "\n".join([*declared, *(self._dense.declared() if self._dense else []), *functions])
+        code = "\n".join(functions)
+        declared += [f"declare {signature}" for name, signature in DECLARED.items() if name in code]
+        return "\n".join([*declared, code])
 
     # one value
 

@@ -18,7 +18,7 @@ from onnx import NodeProto
 
 from minicarlo.graph.convolution import Convolution, set_convolution
 from minicarlo.graph.model import Constant, Graph
-from minicarlo.graph.pointwise import change_constants, moving_input
+from minicarlo.graph.pointwise import change_constants, pointwise_after
 from minicarlo.graph.shuffle import Shuffle, add_shuffle
 from minicarlo.graph.subpixel import Axis, folded_axes, upsampled
 
@@ -42,7 +42,7 @@ def split_phases(graph: Graph, layer: str) -> bool:
         set_convolution(graph, part, source, convolution)
         parts[phase] = part.output[0]
     value = node.output[0]
-    while (reader := graph.only_consumer(value)) is not None and moving_input(graph, reader) == value:
+    for reader in pointwise_after(graph, value):
         for number, phase in enumerate(parts):
             twin = _twin(graph, reader, phase)
             twin.input[list(twin.input).index(value)] = parts[phase]

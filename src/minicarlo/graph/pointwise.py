@@ -35,6 +35,15 @@ def moving_input(graph: Graph, node: NodeProto) -> str | None:
     return computed[0]
 
 
+def pointwise_after(graph: Graph, value: str) -> list[NodeProto]:
+    """The point-wise operations on `value`, one after another, each the only reader of what it reads."""
+    found = []
+    while (reader := graph.only_consumer(value)) is not None and moving_input(graph, reader) == value:
+        found.append(reader)
+        value = reader.output[0]
+    return found
+
+
 def keeps_zero(graph: Graph, node: NodeProto) -> bool:
     """Whether zero becomes zero."""
     if node.op_type in KEEP_ZERO:

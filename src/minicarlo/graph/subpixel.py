@@ -18,7 +18,7 @@ from onnx import NodeProto
 
 from minicarlo.graph.convolution import Convolution, plain_convolution, set_convolution, upsampling
 from minicarlo.graph.model import Constant, Graph, attribute
-from minicarlo.graph.pointwise import change_constants, moving_input
+from minicarlo.graph.pointwise import change_constants, moving_input, pointwise_after
 from minicarlo.graph.shuffle import Shuffle, add_shuffle, match_shuffle
 
 
@@ -139,10 +139,10 @@ def _put(
     set_convolution(graph, node, source, Convolution(weights, bias, begins, ends))
     coarse, shifts = tuple(axis.coarse for axis in axes), tuple(axis.shift for axis in axes)
     shuffle = Shuffle(factors, convolution.weights.shape[0], coarse, shifts, sizes)
-    last = node
-    while (reader := graph.only_consumer(last.output[0])) is not None and moving_input(graph, reader) == last.output[0]:
-        change_constants(graph, reader, shuffle.undo)
-        last = reader
+    behind = pointwise_after(graph, node.output[0])
+    for each in behind:
+        change_constants(graph, each, shuffle.undo)
+    last = [node, *behind][-1]
     result = last.output[0]
     last.output[0] = graph.free(f"{node.name}/phases")
     made = add_shuffle(graph, last.output[0], shuffle, f"{node.name}/shuffle")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines import machine
+from minicarlo.engines.dense_code import bf16_bits
 from minicarlo.errors import TuningError
 from minicarlo.models import Inputs, read_network
 from minicarlo.precision.history import plain
@@ -191,8 +192,7 @@ def _check(
 
 def _nearest_bf16(values: Array) -> Array:
     """The nearest numbers with eight bits of mantissa, ties to even."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return (bf16_bits(values).astype(np.uint32) << 16).view(np.float32)
 
 
 def _nearest_fp16(values: Array) -> Array:

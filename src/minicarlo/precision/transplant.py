@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minicarlo.engines.runtime import MOVERS, moved_inputs
 from minicarlo.errors import TuningError
 from minicarlo.precision.ir import CARRIERS
 
 if TYPE_CHECKING:
     import openvino
-
-
-_MOVERS = frozenset("Concat DepthToSpace Reshape Slice StridedSlice Transpose".split())
 
 
 @dataclass(frozen=True)
@@ -149,10 +147,9 @@ def _leads_to(op: Any, chosen: set[str]) -> bool:  # noqa: ANN401
 def _earliest(port: Any, bounds: tuple[NDArray[np.float32], ...], chosen: set[str]) -> list[Any]:  # noqa: ANN401
     """Where the values of an input are before they are moved about, which costs less with integers: NNCF stops at some movers."""
     source = port.get_source_output().get_node()
-    if source.get_type_name() not in _MOVERS or not _leads_to(source, chosen) or any(bound.size > 1 for bound in bounds):
+    if source.get_type_name() not in MOVERS or not _leads_to(source, chosen) or any(bound.size > 1 for bound in bounds):
         return [port]
-    ports = source.inputs() if _is(source, "Concat") else [source.input(0)]
-    return [earliest for each in ports for earliest in _earliest(each, bounds, chosen)]
+    return [earliest for each in moved_inputs(source) for earliest in _earliest(each, bounds, chosen)]
 
 
 def _quantise_input(
