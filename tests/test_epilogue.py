@@ -452,6 +452,21 @@ def test_convolutions_of_single_cells_go_with_the_end(features, weights, ranges,
     assert {"head 0", "head 1"} < set(seconds) and min(seconds.values()) > 0
 
 
+def test_what_moves_numbers_again_and_again_is_followed_once():
+    """A stranger's graph in which every operation reads the one before twice."""
+    model = with_heads("all", "fp32", ())
+    heads = [op for op in model.get_ordered_ops() if op.get_friendly_name().startswith("head")]
+    value = heads[0].input_value(0)
+    numbers = [ops.constant(np.array([number])) for number in (0, 8, 1)]
+    for _ in range(100):
+        value = ops.slice(ops.concat([value, value], 1), numbers[0], numbers[1], numbers[2], numbers[2]).output(0)
+    for head in heads:
+        head.input(0).replace_source_output(value)
+    model.validate_nodes_and_infer_types()
+    _, taken = with_epilogue(model)
+    assert taken.keys() == {"head 0", "head 1"}
+
+
 def test_rows_that_are_turned_away_are_left_to_the_runtime():
     """Sums over what are columns in the end."""
     model = ends_in("normalise", "turn", rows=6)

@@ -87,7 +87,7 @@ def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
         return None
     if floats == "bf16" and any(is_precise(op) for op, _, _ in same):
         return None
-    sources = list(_sources(source))
+    sources = _sources(source)
     if any(len(_shape(value)) != len(_shape(source)) or _shape(value)[0] != depth for value in sources):
         return None
     low, step = 0.0, 1.0
@@ -164,14 +164,19 @@ def _with_bias(op: Any, rows: int) -> tuple[str, Numbers]:  # noqa: ANN401
     return op.get_name(), np.zeros(rows, np.float32)
 
 
-def _sources(value: Any) -> Iterator[Any]:  # noqa: ANN401
-    """What is read in front of all that only moves numbers."""
-    node = value.get_node()
-    if node.get_type_name() not in MOVERS:
-        yield value
-        return
-    for port in moved_inputs(node):
-        yield from _sources(port.get_source_output())
+def _sources(value: Any) -> list[Any]:  # noqa: ANN401
+    """What is read in front of all that only moves numbers, each once."""
+    waiting, found = [value], dict[tuple[str, int], Any]()
+    seen: set[str] = set()
+    while waiting:
+        each = waiting.pop()
+        node = each.get_node()
+        if node.get_type_name() not in MOVERS:
+            found[node.get_name(), each.get_index()] = each
+        elif node.get_name() not in seen:
+            seen.add(node.get_name())
+            waiting += [port.get_source_output() for port in reversed(moved_inputs(node))]
+    return list(found.values())
 
 
 def _range(node: Any) -> tuple[float, float] | None:  # noqa: ANN401
