@@ -21,7 +21,7 @@ from minicarlo.errors import IncompatibleEventSets, InvalidConfig, InvalidEventS
 from minicarlo.events import read_events, write_events  # noqa: E402
 from minicarlo.generators.gan2d import Gan2D  # noqa: E402
 from minicarlo.generators.gan3d import Discriminator3D, Gan3D  # noqa: E402
-from minicarlo.generators.shower2d import LATENT_NOISE, Edge, Shower2D, from_root, to_root  # noqa: E402
+from minicarlo.generators.shower2d import LATENT_NOISE, LATENT_SHAPE, Edge, Shower2D, from_root, to_root  # noqa: E402
 from minicarlo.simulators import simulate  # noqa: E402
 from minicarlo.surrogate import Surrogate, sample_path  # noqa: E402
 from minicarlo.training.config import read_config  # noqa: E402
@@ -390,9 +390,22 @@ def test_an_edge_is_learned_where_there_is_one() -> None:
     network.shape.edge.put(0.2, 3.0)
     root = torch.rand(1000)
     network.shape.edge(root).sum().backward()
-    contrast, height = network.shape.edge.contrast, network.shape.edge.height
-    torch.testing.assert_close(contrast.grad, root[3.0 * root < 0.15].sum())
-    torch.testing.assert_close(height.grad, (3.0 * root >= 0.15).sum().float())
+    below = 3.0 * root < 0.15  # there y = 4 x, above x + 0.2 c / (1 + c)
+    torch.testing.assert_close(network.shape.edge.contrast.grad, root[below].sum() + (~below).sum() * 0.2 / 16)
+
+
+def test_a_layers_gain_and_shift_move_its_cells_and_no_others() -> None:
+    network = Shower2D()
+    inputs = torch.randn(8, LATENT_SHAPE), torch.randn(8, LATENT_NOISE), torch.rand(8, 25) * 100, torch.full((8, 1), 1e4)
+    with torch.no_grad():
+        before = to_root(network.raw_cells(*inputs))
+        network.shape.layer2.bias[3], network.shape.layer2.bias[25 + 3] = 1.0, 0.25
+        after = to_root(network.raw_cells(*inputs))
+    hit = before[:, 3] > 0
+    assert hit.any()
+    torch.testing.assert_close(after[:, 3][hit], 2 * before[:, 3][hit] + 0.25)
+    others = [layer for layer in range(25) if layer != 3]
+    assert torch.equal(after[:, others], before[:, others])
 
 
 def test_the_published_network_has_the_published_size() -> None:

@@ -27,7 +27,8 @@ class Shower2D(Generator):
 
     1. `energies`: a multilayer perceptron from latents and incident energy to the layer energies;
     2. `shape`: a dense layer and 2D convolutions with the layers as channels; it gives each cell three numbers, the
-       location and two scales of that cell's own fluctuation;
+       location and two scales of that cell's own fluctuation, and each layer a gain and a shift of all its cells, so that a
+       layer with more energy than others has more cells and larger ones;
     3. each cell draws its fluctuation from a uniform number that is a fixed pseudo-random function of 16 latents (the
        distance to the nearest integer of a random projection: uniform and continuous), so that thousands of nearly
        independent cells need no latents of their own;
@@ -125,10 +126,11 @@ class Shower2D(Generator):
         root = self.layer_roots(layer_energies, incident_energy)
         inputs = torch.cat([z_shape, self.features(incident_energy), root], dim=1)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
-            location, tail, spread = self.shape(inputs)
+            location, tail, spread, gain, shift = self.shape(inputs)
         uniform = self.uniform_noise(z_noise)
         skewed = 4 - 4 * torch.sqrt(torch.sqrt(1.000001 - uniform))  # close to exponential, without a logarithm
-        root = torch.relu(location + tail.abs() * skewed + spread.abs() * (uniform - 0.5))
+        cells = location + tail.abs() * skewed + spread.abs() * (uniform - 0.5)
+        root = torch.relu(cells * (1 + gain)[:, :, None, None] + shift[:, :, None, None])
         return from_root(self.shape.edge(root))
 
     def uniform_noise(self, z_noise: Tensor) -> Tensor:
@@ -152,24 +154,26 @@ def from_root(root: Tensor) -> Tensor:
 class Edge(nn.Module):
     """A spectrum's edge: maps x >= 0 steeply up to a place, and beyond it at a slope of one. Without an edge it changes nothing.
 
-    Numbers spread evenly over x are `contrast` + 1 times rarer below the place than above it. Both are learned on from where
-    `put` sets them.
+    Numbers spread evenly over x are `contrast` + 1 times rarer below the place than above it. The contrast is learned on from
+    where `put` sets it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.contrast = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self.height = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.place: Tensor
+        self.register_buffer("place", torch.zeros(()))
 
     @torch.no_grad()
     def put(self, place: float, contrast: float) -> None:
         """Set where it is, in the numbers that come out, and how much rarer these are below it."""
+        self.place.fill_(place)
         self.contrast.fill_(contrast)
-        self.height.fill_(place * contrast / (1 + contrast))
         self.requires_grad_(contrast > 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + torch.minimum(self.contrast * x, self.height)
+        height = self.place * self.contrast / (1 + self.contrast)
+        return x + torch.minimum(self.contrast * x, height)
 
 
 class LayerEnergies(nn.Module):
@@ -219,11 +223,13 @@ class LayerEnergies(nn.Module):
 
 
 class LayerShapes(nn.Module):
-    """Decoder from 136 latents, 4 energy features and the layers' shares to location, tail and spread of each cell.
+    """Decoder from 136 latents, 4 energy features and the layers' shares to location, tail and spread of each cell, and to the
+    gain (less one) and the shift of each layer.
 
     Each stage doubles the grid by nearest-neighbour upsampling and trims it with a valid 2x2 convolution (7, 13, 25 cells a
     side), so that the centre of an odd grid stays on the centre of a cell; of an even one the last row is cut off. `place13`,
-    `place` and `profile` are learned maps: what depends on the position alone need not be made by the convolutions.
+    `place` and `profile` are learned maps: what depends on the position alone need not be made by the convolutions. Nor need
+    what each layer's energy alone does to it, which convolutions that all layers share have no way for.
     """
 
     def __init__(self, sample_shape: tuple[int, int, int], channels: int) -> None:
@@ -234,6 +240,10 @@ class LayerShapes(nn.Module):
         self.channels = channels
         self.dense1 = nn.Linear(LATENT_SHAPE + 4 + layers, 256)
         self.dense2 = nn.Linear(256, channels * math.prod(self.coarse))
+        self.layer1 = nn.Linear(4 + layers, 128)
+        self.layer2 = nn.Linear(128, 2 * layers)
+        nn.init.zeros_(self.layer2.weight)
+        nn.init.zeros_(self.layer2.bias)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 2)
         self.conv3 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -248,7 +258,8 @@ class LayerShapes(nn.Module):
         self.profile = nn.Parameter(torch.zeros(3, *sample_shape))
         self.edge = Edge()  # in the root scale
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        gain, shift = self.layer2(torch.relu(self.layer1(x[:, LATENT_SHAPE:]))).split(self.profile.shape[1], dim=1)
         x = torch.relu(self.dense1(x))
         x = torch.relu(self.dense2(x)).view(-1, self.channels, *self.coarse)
         x = torch.relu(self.conv1(x))
@@ -257,7 +268,7 @@ class LayerShapes(nn.Module):
         x = torch.relu(self.conv4(x))
         x = torch.relu(trimmed(self.conv5(self.upsample(x)), self.fine) + self.place)
         place = self.profile
-        return self.location(x) + place[0], self.tail(x) + place[1], self.spread(x) + place[2]
+        return self.location(x) + place[0], self.tail(x) + place[1], self.spread(x) + place[2], gain, shift
 
 
 def trimmed(x: Tensor, sides: list[int]) -> Tensor:

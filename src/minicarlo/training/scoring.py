@@ -28,10 +28,10 @@ from minicarlo.training.showers import Showers
 
 __all__ = ["ScoringRecipe", "cell_unit", "layer_units"]
 
-EDGE_SHOWERS = 5_000  # Monte Carlo showers in which the edge of the cells' spectrum is looked for,
-SELDOM = 0.05  # among cells that fire in fewer of them than this: most of these saw one particle
+EDGE_SHOWERS = 5_000  # Monte Carlo showers in which the edge of the cells' spectrum is looked for
 EDGE_BIN, EDGE_WINDOW = 0.01, 4  # width in the root scale, and bins that are compared on each side of the edge
 LEAST_CONTRAST, LARGEST_CONTRAST = 0.3, 6.0
+BIAS_WEIGHT = 20.0  # of what layers lack before they are given their energy, beside some twenty groups that weigh about one each
 
 
 class ScoringRecipe:
@@ -84,9 +84,7 @@ class ScoringRecipe:
         """Put the edges of the spectra of cells and of layers where the Monte Carlo has them."""
         unit = self.generator.cell_mev
         threshold = self.generator.threshold_mev / unit
-        cells = self.showers.energy[:EDGE_SHOWERS].flatten(1) / unit
-        seldom = (cells > threshold).float().mean(0) < SELDOM
-        place, contrast = spectrum_edge(cells[:, seldom], threshold)
+        place, contrast = spectrum_edge(self.showers.energy[:EDGE_SHOWERS] / unit, threshold)
         self.generator.shape.edge.put(place, contrast)
         place, contrast = spectrum_edge(self.showers.layer_energies / unit, threshold)
         self.generator.energies.edge.put(float(from_root(torch.tensor(place))), contrast)
@@ -102,7 +100,7 @@ class ScoringRecipe:
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
         losses = self.energy_losses(step) if phase == "energies" else self.shape_losses(step)
         total = self.balance({name: loss for name, loss in losses.items() if name != "bias of layers"})
-        total = total + losses.get("bias of layers", 0.0)
+        total = total + BIAS_WEIGHT * losses.get("bias of layers", 0.0)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(getattr(self.generator, phase).parameters(), 1.0)
@@ -162,7 +160,6 @@ class ScoringRecipe:
         """An edge that is learned away is gone, not turned round."""
         for edge in (self.generator.energies.edge, self.generator.shape.edge):
             edge.contrast.clamp_(min=0)
-            edge.height.clamp_(min=0)
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
