@@ -240,7 +240,20 @@ def test_missing_data_another_run_and_a_foreign_checkpoint_are_refused(tmp_path:
     path.write_text(text.replace("batch = 4", "batch = 5"))
     with pytest.raises(InvalidConfig, match="another configuration"):
         train(path)
-    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    del state["recipe"]["generator"]["shape.layer2.weight"]
+    torch.save(state, checkpoint)
+    path.write_text(text)
+    with pytest.raises(InvalidConfig, match="another network"):
+        train(path)
+    path.write_text(text.replace('run = "run"', 'run = "second"\ninitial = "run"').replace("steps = 2", "steps = 1"))
+    del state["recipe"]["average"]["shape.layer2.weight"]
+    torch.save(state, checkpoint)
+    with pytest.raises(InvalidConfig, match="another network"):
+        train(path)
+    path.write_text(text)
+    checkpoint.write_bytes(b"not a checkpoint")
     with pytest.raises(InvalidConfig, match="checkpoint"):
         train(path)
 

@@ -94,7 +94,8 @@ def train(
     torch.manual_seed(config.training.seed)
     recipe = make_recipe(config, showers, device, bf16)
     if config.initial is not None:
-        recipe.start_from(read_checkpoint(config.initial / CHECKPOINT)["recipe"])
+        path = config.initial / CHECKPOINT
+        take_up(path, recipe.start_from, read_checkpoint(path)["recipe"])
     first, seconds = load_checkpoint(config, recipe)
     monitor = Monitor(config.run, validation, device)
     last = recipe.total_steps if steps is None else min(recipe.total_steps, first + steps)
@@ -171,8 +172,19 @@ def load_checkpoint(config: TrainConfig, recipe: Recipe) -> tuple[int, float]:
     state = read_checkpoint(path)
     if state["config"] != config.model_dump_json():
         raise InvalidConfig(f"{config.run}: holds a run with another configuration. Set `run` to another folder, or remove it.")
-    recipe.load_state_dict(state["recipe"])
+    take_up(path, recipe.load_state_dict, state["recipe"])
     return int(state["step"]), float(state["seconds"])
+
+
+def take_up(path: Path, load: Callable[[dict[str, Any]], None], state: dict[str, Any]) -> None:
+    """Load a state with `load`. Raises InvalidConfig when it is that of another network."""
+    try:
+        load(state)
+    except (KeyError, RuntimeError, ValueError):
+        raise InvalidConfig(
+            f"{path}: holds another network than this configuration makes, of another kind or size or from another version of "
+            "minicarlo. Name the folder of a run that fits, or begin anew."
+        ) from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
