@@ -1,12 +1,10 @@
-"""Write the checkpoint that the shipped surrogate's last training began from: the weights of the one shipped before it.
+"""Write a checkpoint from which `minicarlo train` starts with the weights of a surrogate of `shower2d`, the shipped one for example.
 
-    git show ab0f302:src/minicarlo/shipped/clic-ecal/fp32.onnx > before.onnx
-    python scripts/checkpoint_of_surrogate.py before.onnx configs/shower2d-critic.toml
+    python scripts/checkpoint_of_surrogate.py src/minicarlo/shipped/clic-ecal/fp32.onnx configs/shower2d-critic.toml
     minicarlo train configs/shower2d-critic.toml
 
-The numbers that make cells are enlarged, because cells before their layers were given their energies held less than half of it
-then; the edges of the spectra are put where the Monte Carlo has them, and the gain and shift of layers are none: that network had
-neither as they are now.
+It is written where the configuration's `initial` says. Convolutions for each phase of an upsampled grid are made one again.
+Critics are not part of a surrogate; the run begins with new ones.
 """
 
 from __future__ import annotations
@@ -17,13 +15,13 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import numpy_helper
+from torch import Tensor
 
 from minicarlo.training.config import read_config
 from minicarlo.training.loop import CHECKPOINT, make_recipe
 from minicarlo.training.showers import load_showers
 
-ENLARGED = 1.45
-CELLS = ("shape.location.", "shape.tail.", "shape.spread.", "shape.profile")
+UPSAMPLED = {"shape.conv2": "shape.place13", "shape.conv5": "shape.place"}  # and the maps that are added to them
 
 
 def main() -> None:
@@ -31,22 +29,39 @@ def main() -> None:
     config = read_config(path)
     if config.initial is None:
         raise SystemExit(f"{path}: names no run to start from. Set `initial`.")
-    weights = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in onnx.load(given).graph.initializer}
+    model = onnx.load(given)
     recipe = make_recipe(config, load_showers(config.data.train, config.data.detector), torch.device("cpu"), bf16=False)
-    state = recipe.state_dict()
-    network = state["generator"]
-    folded = sorted((name for name in weights if name.startswith("onnx::Add_")), key=lambda name: int(name[10:]))
-    weights["shape.profile"] = torch.stack([weights[name] for name in folded])
-    (noise,) = (name for name in weights if name.startswith("onnx::MatMul_"))
-    weights["energies.noise.weight"] = weights[noise].T
+    network = recipe.state_dict()["generator"]
+    weights = named_weights(model, network)
     for name, value in network.items():
         if name in weights:
             value.copy_(weights[name])
-            if name.startswith(CELLS):
-                value.mul_(ENLARGED)
     config.initial.mkdir(parents=True, exist_ok=True)
     recipes = {"generator": network, "average": network, "scores": {}, "critic": {}}
     torch.save({"step": 0, "seconds": 0.0, "config": "", "recipe": recipes}, Path(config.initial, CHECKPOINT))
+
+
+def named_weights(model: onnx.ModelProto, network: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the network's own names, of which exporting and rewriting have changed some."""
+    weights = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.name == "energies.noise":
+            weights["energies.noise.weight"] = weights[node.input[1]].T
+    maps = [name for name in weights if name.startswith("onnx::Add_") and weights[name].dim() == 3]
+    weights["shape.profile"] = torch.stack([weights[name] for name in sorted(maps, key=lambda name: int(name[10:]))])
+    for convolution, place in UPSAMPLED.items():
+        if f"{convolution}.11.weight" in weights:
+            weights[f"{convolution}.weight"] = weights[f"{convolution}.11.weight"]
+            weights[f"{convolution}.bias"] = weights[f"{convolution}.11.bias"]
+            phases = torch.stack([weights[f"{place}.{number}"][0] for number in range(1, 5)], dim=1)
+            side = network[place].shape[2:]
+            weights[place] = torch.nn.functional.pixel_shuffle(phases.flatten(0, 1), 2)[None, :, : side[0], : side[1]]
+    for part in ("energies", "shape"):  # an edge is min(contrast x, height), and its place follows from both
+        heights = [name for name in weights if name.startswith("onnx::Min_")]
+        contrast = weights[f"{part}.edge.contrast"]
+        height = weights[sorted(heights, key=lambda name: int(name[10:]))[part == "shape"]]
+        weights[f"{part}.edge.place"] = height * (1 + contrast) / contrast
+    return weights
 
 
 if __name__ == "__main__":

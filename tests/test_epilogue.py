@@ -73,6 +73,10 @@ def expected(program: Program, inputs: list[np.ndarray]) -> np.ndarray:
             values[name] = shape(inputs[step.index] @ step.data)
         elif step.kind == "sum":
             values[name] = np.broadcast_to(read[0], (events, rows, row)).sum(2, keepdims=True)
+        elif step.kind == "rolled":
+            flat = np.broadcast_to(read[0], (events, rows, row))
+            flat = flat.transpose(0, 2, 1) if program.turned else flat
+            values[name] = of_cells(np.roll(flat.reshape(events, -1), -step.ahead, axis=1))
         elif step.kind == "select":
             values[name] = np.where(*read)
         elif step.kind == "number":
@@ -99,6 +103,7 @@ def programs(draw: st.DrawFn) -> tuple[Program, list[np.ndarray], int]:
     def numbers(*shape: int) -> np.ndarray:
         return random.integers(-3, 4, shape).astype(np.float32)
 
+    turned = draw(st.booleans())
     inputs = [numbers(events, rows * row), numbers(events, rows), numbers(events, 1), numbers(events, 3)]
     steps = {
         "cell": Step("input", "cells", index=0),
@@ -106,10 +111,11 @@ def programs(draw: st.DrawFn) -> tuple[Program, list[np.ndarray], int]:
         "event": Step("input", "event", index=2),
         "product": Step("product", "cells", data=numbers(3, rows * row), index=3),
         "cell constant": Step("constant", "cells", data=numbers(rows * row)),
+        "same in all rows": Step("constant", "cells", data=numbers(row).repeat(rows) if turned else np.tile(numbers(row), rows)),
         "row constant": Step("constant", "rows", data=numbers(rows)),
         "constant": Step("constant", "event", data=numbers(1)),
     }
-    last = "cell"
+    last, plain = "cell", {"cell", "product", "cell constant", "same in all rows"}  # what may be rolled
     for number in range(draw(st.integers(1, 10))):
         names = [name for name, step in steps.items() if step.kind not in COMPARE]
 
@@ -118,18 +124,25 @@ def programs(draw: st.DrawFn) -> tuple[Program, list[np.ndarray], int]:
 
         one, two = (draw(st.sampled_from(names)) for _ in range(2))
         kind = draw(
-            st.sampled_from(["abs", "negative", "relu", "add", "multiply", "maximum", "minimum", "select", "number", "sum"])
+            st.sampled_from(
+                ["abs", "negative", "relu", "add", "multiply", "maximum", "minimum", "select", "number", "sum", "rolled"]
+            )
         )
         read = {"abs": [last], "negative": [last], "relu": [last]}.get(kind, [last, one])
         if kind == "sum":
             read = [one if steps[one].size == "cells" else "cell"]
+        elif kind == "rolled":
+            read = [one if one in plain else "cell"]
         elif kind in ("select", "number"):
             steps[f"{number}?"] = Step(draw(st.sampled_from(list(COMPARE))), size(last, one), (last, one))
             read = [f"{number}?", two, last] if kind == "select" else [f"{number}?"]
         last = f"{number}"
-        steps[last] = Step(kind, "rows" if kind == "sum" else size(*read), tuple(read))
+        ahead = draw(st.integers(0, rows * row - 1)) if kind == "rolled" else 0
+        steps[last] = Step(kind, "rows" if kind == "sum" else size(*read), tuple(read), ahead=ahead)
+        if kind not in ("sum", "rolled", "number", "select") and steps[last].size == "cells" and plain.issuperset(read):
+            plain.add(last)
     steps["end"] = Step("add", "cells", (last, "cell"))
-    return Program(steps, rows, row, turned=draw(st.booleans())), inputs, events
+    return Program(steps, rows, row, turned=turned), inputs, events
 
 
 @given(programs())

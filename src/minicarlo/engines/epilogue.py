@@ -131,12 +131,16 @@ class _End:
             return shape == self._sample
         if kind == "MatMul":
             return self._is_product(op)
+        if kind == "Slice":
+            return all(self._rolled_by(each) for each in readers(op))
         if kind == "ReduceSum":
             return self._is_sum(op)
         if shape is None or op.get_friendly_name() in self._biases:  # which the runtime adds within the layer
             return False
         if math.prod(shape) != self._cells and not (after_sums and math.prod(shape) == self._rows):
             return False
+        if kind == "Concat":
+            return self._rolled_by(op) > 0
         if kind in _VIEWS:
             before = _event_shape(op.input_value(0))
             stays = kind != "Transpose" or (_is_constant(op.input_value(1)) and _data(op.input_value(1))[0] == 0)
@@ -157,6 +161,18 @@ class _End:
         found = _event_shape(value)
         of_rows = (self._rows, *(1,) * (len(shape) - 1))
         return found is not None and len(found) == len(shape) and (found in (shape, of_rows) or set(found) == {1})
+
+    def _rolled_by(self, op: Any) -> int:  # noqa: ANN401
+        """Of all cells but the first k, followed by these: k, and 0 of anything else."""
+        parts = op.input_values()
+        if op.get_type_name() != "Concat" or len(parts) != 2 or op.get_attributes()["axis"] not in (1, -1):
+            return 0
+        if _event_shape(op.output(0)) != (self._cells,) or any(each.get_node().get_type_name() != "Slice" for each in parts):
+            return 0
+        (rest, later), (first, earlier) = ((each.get_node().input_value(0), _range_of(each.get_node())) for each in parts)
+        if _name(rest) != _name(first) or _event_shape(rest) != (self._cells,) or later is None or earlier is None:
+            return 0
+        return later[0] if earlier[0] == 0 and later[0] == earlier[1] and later[1] >= self._cells else 0
 
     def _is_sum(self, op: Any) -> bool:  # noqa: ANN401
         if op.get_type_name() != "ReduceSum" or not _is_constant(op.input_value(1)):
@@ -193,8 +209,12 @@ class _End:
 
     def _operands(self, op: Any) -> list[Any]:  # noqa: ANN401
         """The inputs that are values of an event; of dense layers the features, which are none of the kernel's values."""
-        values = [] if self._is_dense(op) else op.input_values()
-        return list(values[:1] if op.get_type_name() in (*_VIEWS, "ReduceSum", "MatMul") else values)
+        kind = op.get_type_name()
+        if self._is_dense(op) or kind == "Slice":  # which is part of a concatenation
+            return []
+        if kind == "Concat":
+            return [op.input_value(0).get_node().input_value(0)]
+        return list(op.input_values()[:1] if kind in (*_VIEWS, "ReduceSum", "MatMul") else op.input_values())
 
     @cached_property
     def _dense_layers(self) -> dict[str, Dense]:
@@ -211,14 +231,25 @@ class _End:
         return Columns(tuple(range(first, first + len(lengths))), lengths, self._dense.places)
 
     @cached_property
-    def _leaves(self) -> dict[str, Any]:
-        """What the runtime still computes of what is read here."""
+    def _read(self) -> dict[str, Any]:
+        """What is read here and made elsewhere."""
         found = {}
         for op in self._inside.values():
             for value in self._operands(op):
                 if not _is_constant(value) and value.get_node().get_name() not in self._inside:
                     found[_name(value)] = value
         return found
+
+    @cached_property
+    def _parts(self) -> dict[str, tuple[Any, int]]:
+        """Of each value that is read, the one that the runtime still computes, and where in it an event's numbers begin."""
+        of_rows = {name: math.prod(_event_shape(value) or ()) == self._rows > 1 for name, value in self._read.items()}
+        return {name: _part(value) if of_rows[name] else (value, 0) for name, value in self._read.items()}
+
+    @cached_property
+    def _leaves(self) -> dict[str, Any]:
+        """What the runtime still computes: the kernel's inputs."""
+        return {_name(value): value for value, _ in self._parts.values()}
 
     @cached_property
     def _orders(self) -> dict[str, Order] | None:
@@ -272,7 +303,10 @@ class _End:
                 return None
         if not all(map(self._is_straight, self._dense_layers)):
             return None
+        rolled = [_name(op.output(0)) for op in self._inside.values() if op.get_type_name() == "Concat"]
         steps = self._steps(self._orders, wanted)
+        if not all(np.array_equal(self._orders[name], wanted) and _can_roll(steps, name) for name in rolled):
+            return None
         return Program(steps, self._rows, self._cells // self._rows, turned=self._is_turned, columns=self._columns)
 
     def _is_straight(self, name: str) -> bool:
@@ -280,16 +314,20 @@ class _End:
 
     def _steps(self, orders: dict[str, Order], wanted: Order) -> dict[str, Step]:
         sizes: dict[int, Size] = {self._rows: "rows", 1: "event", self._cells: "cells"}
-        index = {name: place for place, name in enumerate(self._leaves)}
+        places = {name: place for place, name in enumerate(self._leaves)}
+        index = {name: places[_name(value)] for name, (value, _) in self._parts.items()}
         factors = {_name(op.input_value(0)) for op in self._inside.values() if op.get_type_name() == "MatMul"}
-        steps = {
-            name: Step("input", sizes[math.prod(_event_shape(value) or ())], index=index[name])
-            for name, value in self._leaves.items()
-            if name not in factors
-        }
+        steps = {}
+        for name, value in self._read.items():
+            numbers, (whole, first) = math.prod(_event_shape(value) or ()), self._parts[name]
+            part = (first, math.prod(_event_shape(whole) or ())) if numbers == self._rows > 1 else None
+            if name not in factors:
+                steps[name] = Step("input", sizes[numbers], index=index[name], part=part)
         same: dict[str, str] = {}
         for op in self._inside.values():
             name, kind = _name(op.output(0)), op.get_type_name()
+            if kind == "Slice":
+                continue
             size: Size = "cells" if name in orders else "rows"
             if kind in _VIEWS:
                 source = _name(op.input_value(0))
@@ -297,6 +335,9 @@ class _End:
             elif self._is_dense(op):
                 if name in self._dense_layers:  # and not a product whose bias is still to be added
                     steps[name] = Step("dense", "cells", dense=self._dense_layers[name])
+            elif kind == "Concat":
+                source = _name(self._operands(op)[0])
+                steps[name] = Step("rolled", size, (same.get(source, source),), ahead=self._rolled_by(op))
             elif kind == "MatMul":
                 weights = np.array(_data(op.input_value(1)), np.float32)
                 weights = weights.T if op.get_attributes()["transpose_b"] else weights
@@ -381,6 +422,45 @@ def _operation() -> type:
 
 def _address(array: NDArray[np.float32]) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type] # in half the time of NumPy's
+
+
+def _can_roll(steps: dict[str, Step], name: str) -> bool:
+    """Whether what is rolled is made of inputs and constants cell by cell."""
+    waiting = list(steps[name].inputs)
+    while waiting:
+        step = steps[waiting.pop()]
+        if step.size == "rows" or step.kind in ("dense", "rolled"):
+            return False
+        waiting += step.inputs
+    return True
+
+
+def _range_of(op: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    """First and last, exclusive, of what a slice of an event's numbers takes of them; None for any other slice."""
+    if not all(map(_is_constant, op.input_values()[1:])) or op.get_input_size() != 5:
+        return None
+    start, stop, step, axes = (_data(value).reshape(-1).tolist() for value in op.input_values()[1:])
+    if step != [1] or axes not in ([1], [-1]) or start[0] < 0 or stop[0] < 0:
+        return None
+    return int(start[0]), int(stop[0])
+
+
+def _part(value: Any) -> tuple[Any, int]:  # noqa: ANN401
+    """The value that this one's numbers are taken from by splits and by views that keep their order, and at which they begin."""
+    first = 0
+    while (kind := value.get_node().get_type_name()) in ("Split", "VariadicSplit", "Reshape", "Squeeze", "Unsqueeze"):
+        operands = value.get_node().input_values()
+        shape = _event_shape(operands[0])
+        if shape is None or _event_shape(value) is None or element_type(operands[0]) != "f32":
+            break
+        if kind in ("Split", "VariadicSplit"):
+            if len(shape) != 1 or not all(map(_is_constant, operands[1:])) or int(_data(operands[1]).item()) % 2 != 1:
+                break
+            first += sum(math.prod(_event_shape(each) or ()) for each in value.get_node().outputs()[: value.get_index()])
+        elif math.prod(shape) != math.prod(_event_shape(value) or ()):
+            break
+        value = operands[0]
+    return value, first
 
 
 def _name(value: Any) -> str:  # noqa: ANN401

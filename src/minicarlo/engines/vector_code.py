@@ -7,8 +7,9 @@ same bits on every processor that has fused multiply-add.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import accumulate
 from typing import Literal
@@ -52,10 +53,13 @@ class Step:
     """One value of each cell, of each row of cells, or of the whole event.
 
     `kind` says where it comes from: "constant" (`data`, as many numbers as cells or rows, or one), "input" (number `index` of the
-    arrays that are given), "product" (of such an array, of K numbers per event, with the matrix `data` (K, cells)), "dense" (of
-    the features of the cell's column, see `Dense`), or from `inputs` by an operation: add, subtract, multiply, divide, sqrt, abs,
-    round (half to even), floor, ceiling, negative, maximum, minimum, relu; greater, greater_equal, less, less_equal, equal,
-    not_equal, whose results only `number` (1 or 0) and `select` (of two others) read; and the `sum` over the cells of a row.
+    arrays that are given; of rows it may be a `part` of one: the first of its numbers, and how many the array has per event),
+    "product" (of such an array, of K numbers per event, with the matrix `data` (K, cells)), "dense" (of the features of the
+    cell's column, see `Dense`), or from `inputs` by an operation: add, subtract, multiply, divide, sqrt, abs, round (half to
+    even), floor, ceiling, negative, maximum, minimum, relu; greater, greater_equal, less, less_equal, equal,
+    not_equal, whose results only `number` (1 or 0) and `select` (of two others) read; "rolled" (of cells in the order of the
+    inputs, each with what its one input has `ahead` cells further on, and the last ones with what the first have); and the `sum`
+    over the cells of a row. What is rolled needs no row's value, no dense layer and nothing rolled.
     """
 
     kind: str
@@ -63,6 +67,8 @@ class Step:
     inputs: tuple[str, ...] = ()
     data: Array | None = None
     index: int = -1
+    part: tuple[int, int] | None = None
+    ahead: int = 0
     dense: Dense | None = None
 
 
@@ -139,8 +145,14 @@ class _Writer:
 
     def __init__(self, program: Program) -> None:
         self.program, self.steps = program, program.steps
-        of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and t.size == "cells"}
+        self._result = list(self.steps)[-1]
+        self._first = self._without_rows()
+        self._sweeps = self._passes_over_a_row()
+        self._again = self._read_again(map(self._sources, self._sweeps), self._first)
+        self._kept_ahead = self._read_ahead()
+        of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and self._is_early(n)}
         of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
+        of_rows |= {n: self._in_rows(t.data) for n, t in self.steps.items() if t.data is not None and self._is_late(n)}
         self._planes = dict(zip(of_cells, accumulate((len(each) for each in of_cells.values()), initial=0), strict=False))
         self._depth = sum(map(len, of_cells.values()))
         blocks = -(-program.cells // LANES)
@@ -156,16 +168,20 @@ class _Writer:
             *(each.reshape(-1) for each in of_rows.values()),
         ]
         sizes = (each.size for each in of_rows.values())
+        self._late_sizes = {name: each.size for name, each in of_rows.items()}
         before = table.size + (self._dense.constants.size if self._dense else 0)
         self._offsets = dict(zip(of_rows, accumulate(sizes, initial=before), strict=False))
         indices = [step.index for step in self.steps.values()]
         self.inputs = 1 + max([*indices, *(program.columns.inputs if program.columns else ())], default=-1)
-        self._result = list(self.steps)[-1]
-        self._first = self._without_rows()
         self.kept = self._kept()
         self._length = -(-program.cells // LANES) * LANES
         self._blocks = (_EVENTS + program.turned) * len(self.kept) * self._length  # where they begin in the scratch memory
-        self.scratch_size = self._blocks + (_EVENTS * self._dense.size if self._dense else 0)
+        self._row_values = self._blocks + (_EVENTS * self._dense.size if self._dense else 0)
+        self._row_length = -(-program.row // LANES) * LANES
+        self._ahead = self._row_values + len(self._again) * self._row_length
+        furthest = max((step.ahead for step in self.steps.values()), default=0)
+        self._ahead_length = self._length + -(-furthest // LANES) * LANES
+        self.scratch_size = self._ahead + _EVENTS * len(self._kept_ahead) * self._ahead_length
 
     def _without_rows(self) -> set[str]:
         """The values of cells that need no row's value: the first pass, in the order of the inputs."""
@@ -181,7 +197,76 @@ class _Writer:
     def _kept(self) -> list[str]:
         """What the first pass leaves for the rows."""
         needed = {i for name, step in self.steps.items() if name not in self._first for i in step.inputs}
-        return [n for n in self.steps if n in self._first and (n in needed or n == self._result)]
+        return [n for n in self.steps if n in self._first and (n == self._result or (n in needed and not self._is_late(n)))]
+
+    def _is_early(self, name: str) -> bool:
+        """Whether the first pass reads numbers of cells that are known beforehand."""
+        readers = {n for n, step in self.steps.items() if name in step.inputs}
+        read = name == self._result or bool(readers & self._first)
+        return self.steps[name].size == "cells" and (not self._is_constant(name) or read)
+
+    def _is_late(self, name: str) -> bool:
+        """Whether the passes over rows read such numbers."""
+        return self._is_constant(name) and any(name in step.inputs and n not in self._first for n, step in self.steps.items())
+
+    def _is_constant(self, name: str) -> bool:
+        return self.steps[name].kind == "constant" and self.steps[name].size == "cells"
+
+    def _in_rows(self, data: Array) -> Array:
+        """Numbers of cells as (rows, row), or (row,) if all rows have the same."""
+        rows, row = self.program.rows, self.program.row
+        given = data.reshape(row, rows).T if self.program.turned else data.reshape(rows, row)
+        return np.ascontiguousarray(given[0] if (given == given[0]).all() else given)
+
+    def _passes_over_a_row(self) -> list[list[str]]:
+        """The sums that one pass over a row can make together, by pass; the result is made in the last."""
+        depth: dict[str, int] = {}
+        passes: dict[int, list[str]] = {}
+        for name, step in self.steps.items():
+            depth[name] = max((depth[i] for i in step.inputs), default=0)
+            if step.kind == "sum":
+                passes.setdefault(depth[name], []).append(name)
+                depth[name] += 1
+        return [passes[each] for each in sorted(passes)] + [[self._result]]
+
+    def _sources(self, names: list[str]) -> list[str]:
+        """The values of cells that a pass makes: what is summed, or the result."""
+        return [self.steps[name].inputs[0] if self.steps[name].kind == "sum" else name for name in names]
+
+    def _read_again(self, passes: Iterable[list[str]], ready: set[str]) -> list[str]:
+        """Values of cells that a pass for some values makes and a later pass reads; `ready` is there before all of them."""
+        made: set[str] = set()
+        again: set[str] = set()
+        for targets in passes:
+            now: set[str] = set()
+            waiting = list(targets)
+            while waiting:
+                name = waiting.pop()
+                if self.steps[name].size != "cells" or name in ready | now:
+                    continue
+                if name in made:
+                    again.add(name)
+                else:
+                    now.add(name)
+                    waiting += self.steps[name].inputs
+            made |= {name for name in now if self.steps[name].kind not in (*_COMPARE, "constant", "input")}
+        return sorted(again)
+
+    def _read_ahead(self) -> list[str]:
+        """Values of cells that are made of all cells before anything that is rolled is read."""
+        rolled = {step.inputs[0] for step in self.steps.values() if step.kind == "rolled"}
+        return sorted({*rolled, *self._read_again([sorted(rolled), self._kept()], set())}) if rolled else []
+
+    def _needed(self, targets: Iterable[str], ready: Iterable[str]) -> set[str]:
+        """The values that have to be made for others, where some are ready."""
+        found: set[str] = set()
+        waiting = list(targets)
+        while waiting:
+            name = waiting.pop()
+            if name not in found and name not in ready:
+                found.add(name)
+                waiting += self.steps[name].inputs
+        return found
 
     def text(self) -> str:
         """The whole module."""
@@ -247,10 +332,12 @@ class _Writer:
         inputs = self._input_addresses(body)
         starts = [body.let(f"add i64 %first, {event}") for event in range(events)]
         singles = [self._event_values(body, inputs, start) for start in starts]
-        products = [name for name in self.steps if self.steps[name].kind == "product"]
+        kinds = {name: step.kind for name, step in self.steps.items()}
 
-        def sweep(index: str, lanes: int, within: str) -> None:
-            made = {name: self._product(body, name, inputs, starts, index, lanes) for name in products}
+        def sweep(index: str, lanes: int, within: str, *, ahead: bool) -> None:
+            targets, ready = (self._kept_ahead, []) if ahead else (self.kept, self._kept_ahead)
+            products = [name for name in self._needed(targets, ready) if kinds[name] == "product"]
+            made = {name: self._product(body, name, inputs, starts, index, lanes) for name in sorted(products)}
             for event, start in enumerate(starts):
                 known = {name: values[event] for name, values in made.items()}
 
@@ -261,6 +348,10 @@ class _Writer:
                             known[name] = body.splat(singles[event][name], lanes, _kind(step))
                         elif step.kind == "constant":
                             known[name] = self._constant_of_cells(body, name, index, lanes)
+                        elif name in ready:
+                            known[name] = body.load(self._of_ahead(body, event, name, index), lanes)
+                        elif step.kind == "rolled":
+                            known[name] = body.load(self._of_ahead(body, event, step.inputs[0], index, step.ahead), lanes)
                         elif step.kind == "input":
                             place = body.place(inputs[step.index], body.times(start, self.program.cells), index)
                             known[name] = body.load(place, lanes)
@@ -271,9 +362,15 @@ class _Writer:
                             known[name] = self._operation(body, step, values, lanes)
                     return known[name]
 
-                for number, name in enumerate(self.kept, start=event * len(self.kept)):
+                for number, name in enumerate(targets, start=event * len(targets)):
                     place = body.place("%scratch", index, number * self._length)
+                    if ahead:
+                        place = self._of_ahead(body, event, name, index)
                     body.store(cell(name, known, event, start), place, lanes)
+
+        if self._kept_ahead:
+            body.sweep(self.program.cells, lambda index, lanes: sweep(index, lanes, index, ahead=True))
+            body.sweep(self._ahead_length - self._length, partial(self._close_rings, body, events))
 
         def block(first: str | int, count: int) -> None:
             """Some columns: what the dense layers make of them, and the cells."""
@@ -282,7 +379,7 @@ class _Writer:
             for event, number in enumerate(starts):
                 made = self._of_block(body, event)
                 body.do(f"call void @columns(ptr %inputs, ptr {dense}, ptr {made}, i64 {number}, i64 {first}, i64 {last})")
-            body.sweep(count * self.program.rows, lambda at, lanes: sweep(body.integer("add", start, at), lanes, at))
+            body.sweep(count * self.program.rows, lambda at, lanes: sweep(body.integer("add", start, at), lanes, at, ahead=False))
 
         if self._dense:
             whole = self.program.row // BLOCK * BLOCK
@@ -290,7 +387,7 @@ class _Writer:
             if whole < self.program.row:
                 block(whole, self.program.row - whole)
         else:
-            body.sweep(self.program.cells, lambda index, lanes: sweep(index, lanes, index))
+            body.sweep(self.program.cells, lambda index, lanes: sweep(index, lanes, index, ahead=False))
         parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %scratch, i64 %first"
         return function(f"cells{events}", parameters, body)
 
@@ -298,6 +395,19 @@ class _Writer:
         """Where what the dense layers make of a block lies."""
         assert self._dense is not None
         return body.place("%scratch", self._blocks + event * self._dense.size + layer * self._dense.length, cell)
+
+    def _of_ahead(self, body: Body, event: int, name: str, cell: str, further: int = 0) -> str:
+        """Where what is made before the rest lies."""
+        number = event * len(self._kept_ahead) + self._kept_ahead.index(name)
+        return body.place("%scratch", self._ahead + number * self._ahead_length + further, cell)
+
+    def _close_rings(self, body: Body, events: int, index: str, lanes: int) -> None:
+        """Behind the last cells of what is rolled come the first ones."""
+        rolled = {step.inputs[0] for step in self.steps.values() if step.kind == "rolled"}
+        for event in range(events):
+            for name in sorted(rolled):
+                value = body.load(self._of_ahead(body, event, name, index), lanes)
+                body.store(value, self._of_ahead(body, event, name, index, self.program.cells), lanes)
 
     def _input_addresses(self, body: Body) -> list[str]:
         places = [body.let(f"getelementptr inbounds ptr, ptr %inputs, i64 {i}") for i in range(self.inputs)]
@@ -373,6 +483,7 @@ class _Writer:
         def of_row(g: str) -> None:
             known: dict[str, str] = dict(single)
             start = body.times(g, row)
+            made: set[str] = set()
 
             def scalar(name: str) -> str:
                 if name not in known:
@@ -380,23 +491,40 @@ class _Writer:
                     if step.kind == "constant":
                         known[name] = self._single(body, name, g)
                     elif step.kind == "input":
-                        place = body.place(inputs[step.index], body.times("%event", rows), g)
+                        first, length = step.part or (0, rows)
+                        place = body.place(inputs[step.index], body.times("%event", length), first, g)
                         known[name] = body.load(place, 1)
                     else:
                         known[name] = self._operation(body, step, [scalar(i) for i in step.inputs], 1)
                 return known[name]
 
             def cell(name: str, at: str, lanes: int, here: dict[str, str]) -> str:
-                if name not in here:
-                    step = self.steps[name]
-                    if step.size != "cells":
-                        here[name] = body.splat(scalar(name), lanes, _kind(step))
-                    elif name in self._first:
-                        offset = self.kept.index(name) * self._length
-                        here[name] = body.load(body.place("%kept", offset, start, at), lanes)
-                    else:
-                        here[name] = self._operation(body, step, [cell(i, at, lanes, here) for i in step.inputs], lanes)
+                if name in here:
+                    return here[name]
+                step = self.steps[name]
+                again = self._again.index(name) * self._row_length if name in self._again else None
+                if step.size != "cells":
+                    here[name] = body.splat(scalar(name), lanes, _kind(step))
+                elif step.kind == "constant":
+                    of_cell = start if self._late_sizes[name] > row else 0
+                    here[name] = body.load(body.place("%constants", self._offsets[name], of_cell, at), lanes)
+                elif name in self._first:
+                    offset = self.kept.index(name) * self._length
+                    here[name] = body.load(body.place("%kept", offset, start, at), lanes)
+                elif name in made and again is not None:
+                    here[name] = body.load(body.place("%values", again, at), lanes)
+                else:
+                    here[name] = self._operation(body, step, [cell(i, at, lanes, here) for i in step.inputs], lanes)
+                    if again is not None:
+                        body.store(here[name], body.place("%values", again, at), lanes)
                 return here[name]
+
+            def cells(names: list[str], here: dict[int, dict[str, str]], at: str, lanes: int) -> list[str]:
+                here[lanes] = {}
+                return [cell(name, at, lanes, here[lanes]) for name in names]
+
+            def write(values: Callable[[str, int], list[str]], at: str, lanes: int) -> None:
+                body.store(values(at, lanes)[0], body.place("%out", start, at), lanes)
 
             def prepare(name: str) -> None:
                 """Scalars that a value of cells needs are computed before its loop."""
@@ -407,34 +535,38 @@ class _Writer:
                     for each in step.inputs:
                         prepare(each)
 
-            for name, step in self.steps.items():
-                if step.kind == "sum":
-                    (source,) = step.inputs
+            for names in self._sweeps:
+                sources = self._sources(names)
+                for source in sources:
                     prepare(source)
-                    known[name] = self._sum(body, row, lambda at, lanes, s=source: cell(s, at, lanes, {}))  # type: ignore[misc]
-            prepare(self._result)
-
-            def write(at: str, lanes: int) -> None:
-                body.store(cell(self._result, at, lanes, {}), body.place("%out", start, at), lanes)
-
-            body.sweep(row, write)
+                here: dict[int, dict[str, str]] = {}
+                values = partial(cells, sources, here)
+                if names == [self._result]:
+                    body.sweep(row, partial(write, values))
+                else:
+                    known |= dict(zip(names, self._sums(body, row, len(names), values), strict=True))
+                made.update(*here.values())
 
         body.loop(0, rows, 1, of_row)
-        parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %kept, ptr noalias %out, i64 %event"
+        parameters = "ptr %inputs, ptr noalias %constants, ptr noalias %kept, ptr noalias %values, ptr noalias %out, i64 %event"
         return function("rows", parameters, body)
 
-    def _sum(self, body: Body, count: int, value: Callable[[str, int], str]) -> str:
-        """Sixteen partial sums, added pairwise in the end, and what the vectors leave over."""
-        parts, rest = body.let(f"alloca {vector_type(LANES)}"), body.let("alloca float")
-        body.store(body.number(0.0, LANES), parts, LANES)
-        body.store(constant(0.0), rest, 1)
+    def _sums(self, body: Body, count: int, number: int, values: Callable[[str, int], list[str]]) -> list[str]:
+        """Of each sum sixteen parts, added pairwise in the end, and what the vectors leave over."""
+        parts = [body.let(f"alloca {vector_type(LANES)}") for _ in range(number)]
+        rests = [body.let("alloca float") for _ in range(number)]
+        for part, rest in zip(parts, rests, strict=True):
+            body.store(body.number(0.0, LANES), part, LANES)
+            body.store(constant(0.0), rest, 1)
 
         def add(at: str, lanes: int) -> None:
-            place = parts if lanes > 1 else rest
-            so_far, more = body.load(place, lanes), value(at, lanes)
-            body.store(body.let(f"fadd {vector_type(lanes)} {so_far}, {more}"), place, lanes)
+            for place, more in zip(parts if lanes > 1 else rests, values(at, lanes), strict=True):
+                body.store(body.let(f"fadd {vector_type(lanes)} {body.load(place, lanes)}, {more}"), place, lanes)
 
         body.sweep(count, add)
+        return [self._total(body, part, rest) for part, rest in zip(parts, rests, strict=True)]
+
+    def _total(self, body: Body, parts: str, rest: str) -> str:
         total, lanes = body.load(parts, LANES), LANES
         while lanes > 1:
             halves = [
@@ -465,7 +597,8 @@ class _Writer:
                     source = target
                 number = body.let(f"add i64 {first}, {event}")
                 out = body.place("%out", body.times(number, self.program.cells))
-                body.do(f"call void @rows(ptr %inputs, ptr %constants, ptr {source}, ptr {out}, i64 {number})")
+                values = body.place("%scratch", self._row_values)
+                body.do(f"call void @rows(ptr %inputs, ptr %constants, ptr {source}, ptr {values}, ptr {out}, i64 {number})")
 
         body.loop(0, "%events", _EVENTS, lambda first: events(first, _EVENTS))
         whole = body.times(body.let(f"sdiv i64 %events, {_EVENTS}"), _EVENTS)

@@ -15,6 +15,8 @@ LATENT_SPARE = 15  # latents of the layer energies beyond one per layer
 LATENT_SHAPE = 136
 LATENT_NOISE = 16
 NOISE_CYCLES = 4.0  # spread of the noise projection in periods, per unit of latent: many periods make the residue uniform
+FIRST_LINKS = (0.2, 0.0, 2.5)  # of `link` before training
+MEAN_OF_SKEWED = 0.8
 LARGE = 1.0  # cells over this energy, in the cells' unit, take up what a layer's cells lack of its energy
 LEAST_CORRECTION, LARGEST_CORRECTION = -0.7, 2.0  # of such cells' energy
 
@@ -30,8 +32,10 @@ class Shower2D(Generator):
        location and two scales of that cell's own fluctuation, and each layer a gain and a shift of all its cells, so that a
        layer with more energy than others has more cells and larger ones;
     3. each cell draws its fluctuation from a uniform number that is a fixed pseudo-random function of 16 latents (the
-       distance to the nearest integer of a random projection: uniform and continuous), so that thousands of nearly
-       independent cells need no latents of their own;
+       distance to the nearest integer of a random projection: uniform and continuous), so that thousands of cells need no
+       latents of their own; neighbours share in them (`link`): what hits one sensor often hits the next, so that a cell
+       fluctuates a little with two of its neighbours, and where cells are rarely hit, one whose neighbour was struck may
+       get a part of that;
     4. each layer is given its energy of step 1, mostly by scaling its large cells, and cells under the readout threshold are
        set to zero.
 
@@ -127,18 +131,35 @@ class Shower2D(Generator):
         inputs = torch.cat([z_shape, self.features(incident_energy), root], dim=1)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
             location, tail, spread, gain, shift = self.shape(inputs)
-        uniform = self.uniform_noise(z_noise)
-        skewed = 4 - 4 * torch.sqrt(torch.sqrt(1.000001 - uniform))  # close to exponential, without a logarithm
-        cells = location + tail.abs() * skewed + spread.abs() * (uniform - 0.5)
+        uniform, skewed, next_row, next_column = self.noise(z_noise)
+        link, given, lost = self.shape.link
+        fluctuation = skewed + link * (next_row + next_column - 2 * MEAN_OF_SKEWED)
+        cells = location + tail.abs() * fluctuation + spread.abs() * (uniform - 0.5)
+        struck = torch.relu(location + tail.abs() * next_row) + torch.relu(location + tail.abs() * next_column)
+        cells = torch.maximum(cells, given * struck - lost * uniform)
         root = torch.relu(cells * (1 + gain)[:, :, None, None] + shift[:, :, None, None])
         return from_root(self.shape.edge(root))
 
-    def uniform_noise(self, z_noise: Tensor) -> Tensor:
-        """(N, *sample_shape) uniform numbers in [0, 1], one per cell, a fixed continuous function of 16 latents."""
+    def noise(self, z_noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each (N, *sample_shape), a fixed continuous function of 16 latents: independent uniform numbers in [0, 1], the same
+        numbers nearly exponential, and the latter of the next cells along both axes (beyond the last cell of a row comes the
+        first of the next one)."""
         phase = z_noise @ self.projection
         uniform = 2 * (phase - torch.round(phase)).abs()
-        depth, height, width = self.sample_shape
-        return uniform.view(-1, height, width, depth).permute(0, 3, 1, 2)  # layers last, as convolutions keep them in memory
+        skewed = 4 - 4 * torch.sqrt(torch.sqrt(1.000001 - uniform))  # without a logarithm
+        layers, _, width = self.sample_shape
+        further = [turned_on(skewed, steps) for steps in (layers * width, layers)]
+        return self.in_layers(uniform), self.in_layers(skewed), self.in_layers(further[0]), self.in_layers(further[1])
+
+    def in_layers(self, values: Tensor) -> Tensor:
+        """(N, cells) with the layers last, as convolutions keep them in memory, to (N, *sample_shape)."""
+        layers, height, width = self.sample_shape
+        return values.view(-1, height, width, layers).permute(0, 3, 1, 2)
+
+
+def turned_on(values: Tensor, steps: int) -> Tensor:
+    """(N, cells), each cell with what lies `steps` further on."""
+    return torch.cat([values[:, steps:], values[:, :steps]], dim=1)
 
 
 def to_root(energy: Tensor) -> Tensor:
@@ -228,8 +249,8 @@ class LayerShapes(nn.Module):
 
     Each stage doubles the grid by nearest-neighbour upsampling and trims it with a valid 2x2 convolution (7, 13, 25 cells a
     side), so that the centre of an odd grid stays on the centre of a cell; of an even one the last row is cut off. `place13`,
-    `place` and `profile` are learned maps: what depends on the position alone need not be made by the convolutions. Nor need
-    what each layer's energy alone does to it, which convolutions that all layers share have no way for.
+    `place`, `profile` and `link` are learned maps: what depends on the position alone need not be made by the convolutions.
+    Nor need what each layer's energy alone does to it, which convolutions that all layers share have no way for.
     """
 
     def __init__(self, sample_shape: tuple[int, int, int], channels: int) -> None:
@@ -256,6 +277,7 @@ class LayerShapes(nn.Module):
         self.place13 = nn.Parameter(torch.zeros(1, channels, *self.middle))
         self.place = nn.Parameter(torch.zeros(1, channels, *self.fine))
         self.profile = nn.Parameter(torch.zeros(3, *sample_shape))
+        self.link = nn.Parameter(torch.tensor(FIRST_LINKS)[:, None, None, None].repeat(1, *sample_shape))
         self.edge = Edge()  # in the root scale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

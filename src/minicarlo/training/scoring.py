@@ -31,6 +31,7 @@ __all__ = ["ScoringRecipe", "cell_unit", "layer_units"]
 EDGE_SHOWERS = 5_000  # Monte Carlo showers in which the edge of the cells' spectrum is looked for
 EDGE_BIN, EDGE_WINDOW = 0.01, 4  # width in the root scale, and bins that are compared on each side of the edge
 LEAST_CONTRAST, LARGEST_CONTRAST = 0.3, 6.0
+RARELY, GIVEN = 0.15, 1.3  # a cell hit in fewer showers than this share is given so much of a struck neighbour's, to begin with
 BIAS_WEIGHT = 20.0  # of what layers lack before they are given their energy, beside some twenty groups that weigh about one each
 
 
@@ -78,6 +79,8 @@ class ScoringRecipe:
         energy = self.showers.energy[:2000] / self.generator.cell_mev
         self.generator.shape.profile[0].copy_(0.2 * torch.sqrt(energy.mean(0) + 1e-3) - 0.6)
         self.generator.shape.profile[1].fill_(0.3)
+        rarely = (energy > self.generator.threshold_mev / self.generator.cell_mev).float().mean(0) < RARELY
+        self.generator.shape.link[1].copy_(GIVEN * rarely)
         self.average.load_state_dict(self.generator.state_dict())
 
     def put_edges(self) -> None:

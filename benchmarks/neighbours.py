@@ -1,0 +1,91 @@
+"""Where showers can be told from the Monte Carlo's: trees on groups of features, and how cells go together with their neighbours.
+
+    python benchmarks/neighbours.py test.h5 runs/results/fp32.h5
+
+The sets hold the same incident energies in the same order, as those of `results.sh` do. Correlations are of cells being hit
+in layers 3 to 16, where the energy is.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from minicarlo.events import EventSet, read_events
+from minicarlo.fidelity import measure
+from minicarlo.fidelity.classifiers.inputs import Inputs, split
+from minicarlo.fidelity.classifiers.quick import trees
+from minicarlo.fidelity.classifiers.separation import separation
+
+ENERGIES_MEV = ((1e3, 4e3), (2e4, 4e4))
+RADII = ((1.2, 3.5), (3.5, 5.5), (5.5, 11.0))  # in cells
+OFFSETS = {"next cell": (0, 0, 1), "diagonal": (0, 1, 1), "next but one": (0, 0, 2), "next layer": (1, 0, 0)}
+LAYERS = slice(3, 17)
+
+
+def main(reference: str, candidate: str) -> None:
+    sets = [read_events(path) for path in (reference, candidate)]
+    console = Console(width=100)
+    console.print(_separations(*sets))
+    console.print(_correlations(*sets))
+
+
+def _separations(reference: EventSet, candidate: EventSet) -> Table:
+    """AUC of the trees of the scorecard where they see some of the high-level features only."""
+    inputs = Inputs.of(measure(reference), measure(candidate))
+    layers = inputs.detector.layers
+    columns = {
+        "layer energies": [*range(1, 1 + layers), 1 + 5 * layers],
+        "centres in layers": list(range(1 + layers, 1 + 3 * layers)),
+        "widths in layers": list(range(1 + 3 * layers, 1 + 5 * layers)),
+        "sparsity of layers": list(range(2 + 5 * layers, 2 + 6 * layers)),
+        "all": list(range(1, 2 + 6 * layers)),
+    }
+    labels = np.repeat([0, 1], [len(reference), len(candidate)])
+    parts = split(inputs.energy.astype(np.float64), 0, 0)
+    table = Table("features", "AUC of trees")
+    for name, seen in columns.items():
+        features = np.zeros_like(inputs.features)
+        features[:, [0, *seen]] = inputs.features[:, [0, *seen]]
+        some = Inputs(features, inputs.cells, inputs.energy, inputs.detector)
+        _, scores = trees(some, labels, parts, seed=0, epochs=None, progress=lambda done, of: None)
+        tested = labels[parts.test]
+        table.add_row(name, f"{separation(scores[tested == 0], scores[tested == 1]).auc:.3f}")
+    return table
+
+
+def _correlations(reference: EventSet, candidate: EventSet) -> Table:
+    table = Table("energy", "cells from axis", *OFFSETS)
+    _, first, second = reference.samples.shape[1:]
+    x, y = (np.arange(side) - (side - 1) / 2 for side in (first, second))
+    radius = np.hypot(x[:, None], y[None, :])
+    energy = reference.incident_energy.reshape(-1)
+    for low, high in ENERGIES_MEV:
+        rows = (energy >= low) & (energy < high)
+        hits = [
+            (events.samples[rows] > measure(events[:1]).threshold_mev).astype(np.float32) for events in (reference, candidate)
+        ]
+        for inner, outer in RADII:
+            ring = (radius >= inner) & (radius < outer)
+            found = [_with_neighbours(each, ring) for each in hits]
+            cells = [f"{one:.3f}, {other:.3f}" for one, other in zip(*found, strict=True)]
+            table.add_row(f"{low / 1e3:.0f} to {high / 1e3:.0f} GeV", f"{inner} to {outer}", *cells)
+    return table
+
+
+def _with_neighbours(hits: NDArray[np.float32], ring: NDArray[np.bool_]) -> list[float]:
+    """Mean covariance of the cells of a ring with each of their neighbours, over their mean variance."""
+    centred = hits - hits.mean(0)
+    chosen = np.zeros(hits.shape[1:], bool)
+    chosen[LAYERS] = ring
+    variance = (centred**2).mean(0)[chosen].sum()
+    moved = (np.roll(centred, [-step for step in offset], (1, 2, 3)) for offset in OFFSETS.values())
+    return [float((centred * each).mean(0)[chosen].sum() / variance) for each in moved]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
