@@ -138,7 +138,7 @@ class Shower2D(Generator):
         struck = torch.relu(location + tail.abs() * next_row) + torch.relu(location + tail.abs() * next_column)
         cells = torch.maximum(cells, given * struck - lost * uniform)
         root = torch.relu(cells * (1 + gain)[:, :, None, None] + shift[:, :, None, None])
-        return from_root(self.shape.edge(root))
+        return from_root(self.shape.edge(root)) + self.shape.least
 
     def noise(self, z_noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Each (N, *sample_shape), a fixed continuous function of 16 latents: independent uniform numbers in [0, 1], the same
@@ -278,6 +278,8 @@ class LayerShapes(nn.Module):
         self.place = nn.Parameter(torch.zeros(1, channels, *self.fine))
         self.profile = nn.Parameter(torch.zeros(3, *sample_shape))
         self.link = nn.Parameter(torch.tensor(FIRST_LINKS)[:, None, None, None].repeat(1, *sample_shape))
+        self.least: Tensor  # so little that it counts only where no other cell of a layer is hit
+        self.register_buffer("least", torch.zeros(sample_shape))
         self.edge = Edge()  # in the root scale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -32,6 +32,7 @@ EDGE_SHOWERS = 5_000  # Monte Carlo showers in which the edge of the cells' spec
 EDGE_BIN, EDGE_WINDOW = 0.01, 4  # width in the root scale, and bins that are compared on each side of the edge
 LEAST_CONTRAST, LARGEST_CONTRAST = 0.3, 6.0
 RARELY, GIVEN = 0.15, 1.3  # a cell hit in fewer showers than this share is given so much of a struck neighbour's, to begin with
+SURELY, LEAST = 0.9, 1e-4  # a cell with this share of its layer's single hits always has this energy, in units of cells
 BIAS_WEIGHT = 20.0  # of what layers lack before they are given their energy, beside some twenty groups that weigh about one each
 
 
@@ -79,8 +80,9 @@ class ScoringRecipe:
         energy = self.showers.energy[:2000] / self.generator.cell_mev
         self.generator.shape.profile[0].copy_(0.2 * torch.sqrt(energy.mean(0) + 1e-3) - 0.6)
         self.generator.shape.profile[1].fill_(0.3)
-        rarely = (energy > self.generator.threshold_mev / self.generator.cell_mev).float().mean(0) < RARELY
-        self.generator.shape.link[1].copy_(GIVEN * rarely)
+        hit = (energy > self.generator.threshold_mev / self.generator.cell_mev).float()
+        self.generator.shape.link[1].copy_(GIVEN * (hit.mean(0) < RARELY))
+        self.generator.shape.least.copy_(LEAST * (places_of_single_hits(hit) > SURELY))
         self.average.load_state_dict(self.generator.state_dict())
 
     def put_edges(self) -> None:
@@ -197,6 +199,12 @@ class ScoringRecipe:
         self.scores.load_state_dict(state["scores"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
+
+
+def places_of_single_hits(hit: Tensor) -> Tensor:
+    """(N, layers, height, width) 1 where a cell is hit, to the shares of each cell in those of its layer that are hit alone."""
+    alone = hit * (hit.sum((2, 3), keepdim=True) == 1)
+    return alone.sum(0) / (alone.sum((0, 2, 3))[:, None, None] + 1)
 
 
 def layer_units(showers: Showers) -> float:
