@@ -1,4 +1,4 @@
-"""Write a checkpoint from which `minicarlo train` starts with the weights of a surrogate of `shower2d`, the shipped one for example.
+"""Write a checkpoint from which `minicarlo train` starts with the weights of a surrogate of `shower2d`, as the shipped one is.
 
     python scripts/checkpoint_of_surrogate.py src/minicarlo/shipped/clic-ecal/fp32.onnx configs/shower2d-critic.toml
     minicarlo train configs/shower2d-critic.toml
@@ -47,8 +47,10 @@ def named_weights(model: onnx.ModelProto, network: dict[str, Tensor]) -> dict[st
     for node in model.graph.node:
         if node.name == "energies.noise":
             weights["energies.noise.weight"] = weights[node.input[1]].T
-    maps = [name for name in weights if name.startswith("onnx::Add_") and weights[name].dim() == 3]
-    weights["shape.profile"] = torch.stack([weights[name] for name in sorted(maps, key=lambda name: int(name[10:]))])
+    for name, folded in {"shape.profile": "onnx::Add_", "shape.link": "/Squeeze_"}.items():
+        maps = [each for each in weights if each.startswith(folded) and weights[each].dim() == 3]
+        if maps:  # in the order in which the network takes them apart
+            weights[name] = torch.stack([weights[each] for each in sorted(maps, key=lambda each: (len(each), each))])
     for convolution, place in UPSAMPLED.items():
         if f"{convolution}.11.weight" in weights:
             weights[f"{convolution}.weight"] = weights[f"{convolution}.11.weight"]
