@@ -149,6 +149,7 @@ class _Writer:
         self._first = self._without_rows()
         self._sweeps = self._passes_over_a_row()
         self._again = self._read_again(map(self._sources, self._sweeps), self._first)
+        self._rolled = sorted({step.inputs[0] for step in self.steps.values() if step.kind == "rolled"})
         self._kept_ahead = self._read_ahead()
         of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and self._is_early(n)}
         of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
@@ -238,32 +239,22 @@ class _Writer:
         made: set[str] = set()
         again: set[str] = set()
         for targets in passes:
-            now: set[str] = set()
-            waiting = list(targets)
-            while waiting:
-                name = waiting.pop()
-                if self.steps[name].size != "cells" or name in ready | now:
-                    continue
-                if name in made:
-                    again.add(name)
-                else:
-                    now.add(name)
-                    waiting += self.steps[name].inputs
+            now = self._to_make(targets, ready | made)
+            again |= made & {*targets, *(i for name in now for i in self.steps[name].inputs)}
             made |= {name for name in now if self.steps[name].kind not in (*_COMPARE, "constant", "input")}
         return sorted(again)
 
     def _read_ahead(self) -> list[str]:
         """Values of cells that are made of all cells before anything that is rolled is read."""
-        rolled = {step.inputs[0] for step in self.steps.values() if step.kind == "rolled"}
-        return sorted({*rolled, *self._read_again([sorted(rolled), self._kept()], set())}) if rolled else []
+        return sorted({*self._rolled, *self._read_again([self._rolled, self._kept()], set())})
 
-    def _needed(self, targets: Iterable[str], ready: Iterable[str]) -> set[str]:
-        """The values that have to be made for others, where some are ready."""
+    def _to_make(self, targets: Iterable[str], ready: Iterable[str]) -> set[str]:
+        """The values of cells that have to be made for others, where some are ready."""
         found: set[str] = set()
         waiting = list(targets)
         while waiting:
             name = waiting.pop()
-            if name not in found and name not in ready:
+            if self.steps[name].size == "cells" and name not in found and name not in ready:
                 found.add(name)
                 waiting += self.steps[name].inputs
         return found
@@ -332,11 +323,10 @@ class _Writer:
         inputs = self._input_addresses(body)
         starts = [body.let(f"add i64 %first, {event}") for event in range(events)]
         singles = [self._event_values(body, inputs, start) for start in starts]
-        kinds = {name: step.kind for name, step in self.steps.items()}
 
         def sweep(index: str, lanes: int, within: str, *, ahead: bool) -> None:
             targets, ready = (self._kept_ahead, []) if ahead else (self.kept, self._kept_ahead)
-            products = [name for name in self._needed(targets, ready) if kinds[name] == "product"]
+            products = [name for name in self._to_make(targets, ready) if self.steps[name].kind == "product"]
             made = {name: self._product(body, name, inputs, starts, index, lanes) for name in sorted(products)}
             for event, start in enumerate(starts):
                 known = {name: values[event] for name, values in made.items()}
@@ -403,9 +393,8 @@ class _Writer:
 
     def _close_rings(self, body: Body, events: int, index: str, lanes: int) -> None:
         """Behind the last cells of what is rolled come the first ones."""
-        rolled = {step.inputs[0] for step in self.steps.values() if step.kind == "rolled"}
         for event in range(events):
-            for name in sorted(rolled):
+            for name in self._rolled:
                 value = body.load(self._of_ahead(body, event, name, index), lanes)
                 body.store(value, self._of_ahead(body, event, name, index, self.program.cells), lanes)
 

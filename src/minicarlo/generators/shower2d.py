@@ -37,7 +37,8 @@ class Shower2D(Generator):
        fluctuates a little with two of its neighbours, and where cells are rarely hit, one whose neighbour was struck may
        get a part of that;
     4. each layer is given its energy of step 1, mostly by scaling its large cells, and cells under the readout threshold are
-       set to zero.
+       set to zero; where layers are hit in one place only, that place always holds a trace (`least`), so that no layer with
+       energy is left without a cell that could take it.
 
     A charged particle that crosses a sensor leaves at least a certain energy, so that spectra of cells and of weakly hit
     layers have an edge there: fewer cells below it, many just above. `Edge` makes one, where the Monte Carlo has it.
@@ -148,18 +149,13 @@ class Shower2D(Generator):
         uniform = 2 * (phase - torch.round(phase)).abs()
         skewed = 4 - 4 * torch.sqrt(torch.sqrt(1.000001 - uniform))  # without a logarithm
         layers, _, width = self.sample_shape
-        further = [turned_on(skewed, steps) for steps in (layers * width, layers)]
-        return self.in_layers(uniform), self.in_layers(skewed), self.in_layers(further[0]), self.in_layers(further[1])
+        next_row, next_column = (torch.roll(skewed, -steps, dims=1) for steps in (layers * width, layers))
+        return self.in_layers(uniform), self.in_layers(skewed), self.in_layers(next_row), self.in_layers(next_column)
 
     def in_layers(self, values: Tensor) -> Tensor:
         """(N, cells) with the layers last, as convolutions keep them in memory, to (N, *sample_shape)."""
         layers, height, width = self.sample_shape
         return values.view(-1, height, width, layers).permute(0, 3, 1, 2)
-
-
-def turned_on(values: Tensor, steps: int) -> Tensor:
-    """(N, cells), each cell with what lies `steps` further on."""
-    return torch.cat([values[:, steps:], values[:, :steps]], dim=1)
 
 
 def to_root(energy: Tensor) -> Tensor:
