@@ -9,6 +9,7 @@ in layers 3 to 16, where the energy is.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,23 +21,27 @@ from minicarlo.fidelity import measure
 from minicarlo.fidelity.classifiers.inputs import Inputs, split
 from minicarlo.fidelity.classifiers.quick import trees
 from minicarlo.fidelity.classifiers.separation import separation
+from minicarlo.fidelity.observables import Measured
 
 ENERGIES_MEV = ((1e3, 4e3), (2e4, 4e4))
 RADII = ((1.2, 3.5), (3.5, 5.5), (5.5, 11.0))  # in cells
 OFFSETS = {"next cell": (0, 0, 1), "diagonal": (0, 1, 1), "next but one": (0, 0, 2), "next layer": (1, 0, 0)}
 LAYERS = slice(3, 17)
+LOWEST_MEV = 1780.0
 
 
 def main(reference: str, candidate: str) -> None:
     sets = [read_events(path) for path in (reference, candidate)]
+    measured = [measure(events) for events in sets]
     console = Console(width=100)
-    console.print(_separations(*sets))
-    console.print(_correlations(*sets))
+    console.print(_separations(*measured))
+    console.print(_correlations(*sets, measured[0].threshold_mev))
+    console.print(_around(*measured))
 
 
-def _separations(reference: EventSet, candidate: EventSet) -> Table:
+def _separations(reference: Measured, candidate: Measured) -> Table:
     """AUC of the trees of the scorecard where they see some of the high-level features only."""
-    inputs = Inputs.of(measure(reference), measure(candidate))
+    inputs = Inputs.of(reference, candidate)
     layers = inputs.detector.layers
     columns = {
         "layer energies": [*range(1, 1 + layers), 1 + 5 * layers],
@@ -51,14 +56,23 @@ def _separations(reference: EventSet, candidate: EventSet) -> Table:
     for name, seen in columns.items():
         features = np.zeros_like(inputs.features)
         features[:, [0, *seen]] = inputs.features[:, [0, *seen]]
-        some = Inputs(features, inputs.cells, inputs.energy, inputs.detector)
-        _, scores = trees(some, labels, parts, seed=0, epochs=None, progress=lambda done, of: None)
+        _, scores = trees(replace(inputs, features=features), labels, parts, seed=0, epochs=None, progress=lambda done, of: None)
         tested = labels[parts.test]
         table.add_row(name, f"{separation(scores[tested == 0], scores[tested == 1]).auc:.3f}")
     return table
 
 
-def _correlations(reference: EventSet, candidate: EventSet) -> Table:
+def _around(*sets: Measured) -> Table:
+    """How even showers are around the axis, and how often the first layer is empty at the lowest energies."""
+    table = Table("", "reference", "candidate")
+    shares = [8 * each.values["azimuth"].mean(0) for each in sets]
+    empty = [float((each.values["layer_energy"][each.energy < LOWEST_MEV, 0] == 0).mean()) for each in sets]
+    table.add_row("energy in eight sectors", *(" ".join(f"{share:.2f}" for share in each) for each in shares))
+    table.add_row(f"first layer empty under {LOWEST_MEV / 1e3} GeV", *(f"{each:.2%}" for each in empty))
+    return table
+
+
+def _correlations(reference: EventSet, candidate: EventSet, threshold_mev: float) -> Table:
     table = Table("energy", "cells from axis", *OFFSETS)
     _, first, second = reference.samples.shape[1:]
     x, y = (np.arange(side) - (side - 1) / 2 for side in (first, second))
@@ -66,9 +80,7 @@ def _correlations(reference: EventSet, candidate: EventSet) -> Table:
     energy = reference.incident_energy.reshape(-1)
     for low, high in ENERGIES_MEV:
         rows = (energy >= low) & (energy < high)
-        hits = [
-            (events.samples[rows] > measure(events[:1]).threshold_mev).astype(np.float32) for events in (reference, candidate)
-        ]
+        hits = [(events.samples[rows] > threshold_mev).astype(np.float32) for events in (reference, candidate)]
         for inner, outer in RADII:
             ring = (radius >= inner) & (radius < outer)
             found = [_with_neighbours(each, ring) for each in hits]
