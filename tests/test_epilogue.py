@@ -18,7 +18,8 @@ from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.epilogue import with_epilogue
 from minicarlo.engines.network import OpenVinoNetwork, read_network_file
 from minicarlo.engines.openvino import OpenVinoGenerator, read_model
-from minicarlo.engines.vector_code import Program, Step, kernel
+from minicarlo.engines.vector_code import kernel
+from minicarlo.engines.vector_program import Program, Step
 from minicarlo.llvm import has
 from minicarlo.surrogate import Surrogate
 

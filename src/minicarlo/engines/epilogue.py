@@ -21,7 +21,8 @@ from minicarlo.engines.account import biases, mac_layers
 from minicarlo.engines.dense import dense_end, readers
 from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.runtime import FORMATS, InferencePrecision, element_type, event_shape
-from minicarlo.engines.vector_code import Call, Kernel, Program, Size, Step, kernel
+from minicarlo.engines.vector_code import Call, Kernel, kernel
+from minicarlo.engines.vector_program import Program, Size, Step
 
 if TYPE_CHECKING:
     import openvino

@@ -7,18 +7,16 @@ same bits on every processor that has fused multiply-add.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
 from itertools import accumulate
-from typing import Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
-from minicarlo.engines.dense_code import BLOCK, DECLARED, Columns, Dense, DenseWriter
+from minicarlo.engines.dense_code import BLOCK, DECLARED, DenseWriter
+from minicarlo.engines.vector_program import COMPARE, Array, Passes, Program, Step
 from minicarlo.llvm import (
     LANES,
     Body,
@@ -32,64 +30,15 @@ from minicarlo.llvm import (
     vector_type,
 )
 
-Array = NDArray[np.float32]
-
 _TILE = 8
 _EVENTS = 4
 """Events that share each element of a product's matrix while it is in a register."""
 
 _BINARY = {"add": "fadd", "subtract": "fsub", "multiply": "fmul", "divide": "fdiv"}
 _INTRINSIC = {"sqrt": "sqrt", "abs": "fabs", "round": "roundeven", "floor": "floor", "ceiling": "ceil"}
-_COMPARE = {"greater": "ogt", "greater_equal": "oge", "less": "olt", "less_equal": "ole", "equal": "oeq", "not_equal": "une"}
-
-Size = Literal["cells", "rows", "event"]
 
 Call = Callable[[Sequence[int], int, int], None]
 """See `Kernel.prepare`."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One value of each cell, of each row of cells, or of the whole event.
-
-    `kind` says where it comes from: "constant" (`data`, as many numbers as cells or rows, or one), "input" (number `index` of the
-    arrays that are given; of rows it may be a `part` of one: the first of its numbers, and how many the array has per event),
-    "product" (of such an array, of K numbers per event, with the matrix `data` (K, cells)), "dense" (of the features of the
-    cell's column, see `Dense`), or from `inputs` by an operation: add, subtract, multiply, divide, sqrt, abs, round (half to
-    even), floor, ceiling, negative, maximum, minimum, relu; greater, greater_equal, less, less_equal, equal,
-    not_equal, whose results only `number` (1 or 0) and `select` (of two others) read; "rolled" (of cells in the order of the
-    inputs, each with what its one input has `ahead` cells further on, and the last ones with what the first have); and the `sum`
-    over the cells of a row. What is rolled needs no row's value, no dense layer and nothing rolled.
-    """
-
-    kind: str
-    size: Size
-    inputs: tuple[str, ...] = ()
-    data: Array | None = None
-    index: int = -1
-    part: tuple[int, int] | None = None
-    ahead: int = 0
-    dense: Dense | None = None
-
-
-@dataclass(frozen=True)
-class Program:
-    """Steps by name, each after those that it reads; the last one is the result, of cells.
-
-    An event has `rows` x `row` cells. With `turned` all inputs and constants of cells that no row's value is needed for have
-    the rows innermost, (row, rows); the result never has. Dense steps need that, and `columns`.
-    """
-
-    steps: dict[str, Step]
-    rows: int
-    row: int
-    turned: bool
-    columns: Columns | None = None
-
-    @property
-    def cells(self) -> int:
-        """Cells of an event."""
-        return self.rows * self.row
 
 
 class Kernel:
@@ -137,7 +86,7 @@ def _aligned(parts: Sequence[Array]) -> Array:
 
 
 def _kind(step: Step) -> str:
-    return "i1" if step.kind in _COMPARE else "float"
+    return "i1" if step.kind in COMPARE else "float"
 
 
 class _Writer:
@@ -145,15 +94,10 @@ class _Writer:
 
     def __init__(self, program: Program) -> None:
         self.program, self.steps = program, program.steps
-        self._result = list(self.steps)[-1]
-        self._first = self._without_rows()
-        self._sweeps = self._passes_over_a_row()
-        self._again = self._read_again(map(self._sources, self._sweeps), self._first)
-        self._rolled = sorted({step.inputs[0] for step in self.steps.values() if step.kind == "rolled"})
-        self._kept_ahead = self._read_ahead()
-        of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and self._is_early(n)}
+        self._passes = passes = Passes(program)
+        of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and passes.is_early(n)}
         of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
-        of_rows |= {n: self._in_rows(t.data) for n, t in self.steps.items() if t.data is not None and self._is_late(n)}
+        of_rows |= {n: self._in_rows(t.data) for n, t in self.steps.items() if t.data is not None and passes.is_late(n)}
         self._planes = dict(zip(of_cells, accumulate((len(each) for each in of_cells.values()), initial=0), strict=False))
         self._depth = sum(map(len, of_cells.values()))
         blocks = -(-program.cells // LANES)
@@ -174,90 +118,22 @@ class _Writer:
         self._offsets = dict(zip(of_rows, accumulate(sizes, initial=before), strict=False))
         indices = [step.index for step in self.steps.values()]
         self.inputs = 1 + max([*indices, *(program.columns.inputs if program.columns else ())], default=-1)
-        self.kept = self._kept()
         self._length = -(-program.cells // LANES) * LANES
-        self._blocks = (_EVENTS + program.turned) * len(self.kept) * self._length  # where they begin in the scratch memory
+        self._blocks = (
+            (_EVENTS + program.turned) * len(self._passes.kept) * self._length
+        )  # where they begin in the scratch memory
         self._row_values = self._blocks + (_EVENTS * self._dense.size if self._dense else 0)
         self._row_length = -(-program.row // LANES) * LANES
-        self._ahead = self._row_values + len(self._again) * self._row_length
+        self._ahead = self._row_values + len(self._passes.again) * self._row_length
         furthest = max((step.ahead for step in self.steps.values()), default=0)
         self._ahead_length = self._length + -(-furthest // LANES) * LANES
-        self.scratch_size = self._ahead + _EVENTS * len(self._kept_ahead) * self._ahead_length
-
-    def _without_rows(self) -> set[str]:
-        """The values of cells that need no row's value: the first pass, in the order of the inputs."""
-        found: set[str] = set()
-        for name, step in self.steps.items():
-            if step.size == "cells" and all(i in found or self.steps[i].size == "event" for i in step.inputs):
-                found.add(name)
-        for name, step in reversed(self.steps.items()):
-            if step.kind in _COMPARE and any(name in other.inputs and n not in found for n, other in self.steps.items()):
-                found.discard(name)  # made again where it is read: what is kept are numbers
-        return found
-
-    def _kept(self) -> list[str]:
-        """What the first pass leaves for the rows."""
-        needed = {i for name, step in self.steps.items() if name not in self._first for i in step.inputs}
-        return [n for n in self.steps if n in self._first and (n == self._result or (n in needed and not self._is_late(n)))]
-
-    def _is_early(self, name: str) -> bool:
-        """Whether the first pass reads numbers of cells that are known beforehand."""
-        readers = {n for n, step in self.steps.items() if name in step.inputs}
-        read = name == self._result or bool(readers & self._first)
-        return self.steps[name].size == "cells" and (not self._is_constant(name) or read)
-
-    def _is_late(self, name: str) -> bool:
-        """Whether the passes over rows read such numbers."""
-        return self._is_constant(name) and any(name in step.inputs and n not in self._first for n, step in self.steps.items())
-
-    def _is_constant(self, name: str) -> bool:
-        return self.steps[name].kind == "constant" and self.steps[name].size == "cells"
+        self.scratch_size = self._ahead + _EVENTS * len(self._passes.ahead) * self._ahead_length
 
     def _in_rows(self, data: Array) -> Array:
         """Numbers of cells as (rows, row), or (row,) if all rows have the same."""
         rows, row = self.program.rows, self.program.row
         given = data.reshape(row, rows).T if self.program.turned else data.reshape(rows, row)
         return np.ascontiguousarray(given[0] if (given == given[0]).all() else given)
-
-    def _passes_over_a_row(self) -> list[list[str]]:
-        """The sums that one pass over a row can make together, by pass; the result is made in the last."""
-        depth: dict[str, int] = {}
-        passes: dict[int, list[str]] = {}
-        for name, step in self.steps.items():
-            depth[name] = max((depth[i] for i in step.inputs), default=0)
-            if step.kind == "sum":
-                passes.setdefault(depth[name], []).append(name)
-                depth[name] += 1
-        return [passes[each] for each in sorted(passes)] + [[self._result]]
-
-    def _sources(self, names: list[str]) -> list[str]:
-        """The values of cells that a pass makes: what is summed, or the result."""
-        return [self.steps[name].inputs[0] if self.steps[name].kind == "sum" else name for name in names]
-
-    def _read_again(self, passes: Iterable[list[str]], ready: set[str]) -> list[str]:
-        """Values of cells that a pass for some values makes and a later pass reads; `ready` is there before all of them."""
-        made: set[str] = set()
-        again: set[str] = set()
-        for targets in passes:
-            now = self._to_make(targets, ready | made)
-            again |= made & {*targets, *(i for name in now for i in self.steps[name].inputs)}
-            made |= {name for name in now if self.steps[name].kind not in (*_COMPARE, "constant", "input")}
-        return sorted(again)
-
-    def _read_ahead(self) -> list[str]:
-        """Values of cells that are made of all cells before anything that is rolled is read."""
-        return sorted({*self._rolled, *self._read_again([self._rolled, self._kept()], set())})
-
-    def _to_make(self, targets: Iterable[str], ready: Iterable[str]) -> set[str]:
-        """The values of cells that have to be made for others, where some are ready."""
-        found: set[str] = set()
-        waiting = list(targets)
-        while waiting:
-            name = waiting.pop()
-            if self.steps[name].size == "cells" and name not in found and name not in ready:
-                found.add(name)
-                waiting += self.steps[name].inputs
-        return found
 
     def text(self) -> str:
         """The whole module."""
@@ -284,8 +160,8 @@ class _Writer:
             return body.let(f"{_BINARY[kind]} {type_} {values[0]}, {values[1]}")
         if kind in _INTRINSIC:
             return body.intrinsic(_INTRINSIC[kind], lanes, values[0])
-        if kind in _COMPARE:
-            return body.let(f"fcmp {_COMPARE[kind]} {type_} {values[0]}, {values[1]}")
+        if kind in COMPARE:
+            return body.let(f"fcmp {COMPARE[kind]} {type_} {values[0]}, {values[1]}")
         if kind in ("maximum", "minimum", "relu"):  # what is not a number stays so
             first, second = values[0], values[1] if len(values) > 1 else body.number(0.0, lanes)
             other = body.let(f"fcmp {'ogt' if kind == 'minimum' else 'olt'} {type_} {first}, {second}")
@@ -325,8 +201,8 @@ class _Writer:
         singles = [self._event_values(body, inputs, start) for start in starts]
 
         def sweep(index: str, lanes: int, within: str, *, ahead: bool) -> None:
-            targets, ready = (self._kept_ahead, []) if ahead else (self.kept, self._kept_ahead)
-            products = [name for name in self._to_make(targets, ready) if self.steps[name].kind == "product"]
+            targets, ready = (self._passes.ahead, []) if ahead else (self._passes.kept, self._passes.ahead)
+            products = [name for name in self._passes.to_make(targets, ready) if self.steps[name].kind == "product"]
             made = {name: self._product(body, name, inputs, starts, index, lanes) for name in sorted(products)}
             for event, start in enumerate(starts):
                 known = {name: values[event] for name, values in made.items()}
@@ -358,7 +234,7 @@ class _Writer:
                         place = self._of_ahead(body, event, name, index)
                     body.store(cell(name, known, event, start), place, lanes)
 
-        if self._kept_ahead:
+        if self._passes.ahead:
             body.sweep(self.program.cells, lambda index, lanes: sweep(index, lanes, index, ahead=True))
             body.sweep(self._ahead_length - self._length, partial(self._close_rings, body, events))
 
@@ -388,13 +264,13 @@ class _Writer:
 
     def _of_ahead(self, body: Body, event: int, name: str, cell: str, further: int = 0) -> str:
         """Where what is made before the rest lies."""
-        number = event * len(self._kept_ahead) + self._kept_ahead.index(name)
+        number = event * len(self._passes.ahead) + self._passes.ahead.index(name)
         return body.place("%scratch", self._ahead + number * self._ahead_length + further, cell)
 
     def _close_rings(self, body: Body, events: int, index: str, lanes: int) -> None:
         """Behind the last cells of what is rolled come the first ones."""
         for event in range(events):
-            for name in self._rolled:
+            for name in self._passes.rolled:
                 value = body.load(self._of_ahead(body, event, name, index), lanes)
                 body.store(value, self._of_ahead(body, event, name, index, self.program.cells), lanes)
 
@@ -491,14 +367,14 @@ class _Writer:
                 if name in here:
                     return here[name]
                 step = self.steps[name]
-                again = self._again.index(name) * self._row_length if name in self._again else None
+                again = self._passes.again.index(name) * self._row_length if name in self._passes.again else None
                 if step.size != "cells":
                     here[name] = body.splat(scalar(name), lanes, _kind(step))
                 elif step.kind == "constant":
                     of_cell = start if self._late_sizes[name] > row else 0
                     here[name] = body.load(body.place("%constants", self._offsets[name], of_cell, at), lanes)
-                elif name in self._first:
-                    offset = self.kept.index(name) * self._length
+                elif name in self._passes.first:
+                    offset = self._passes.kept.index(name) * self._length
                     here[name] = body.load(body.place("%kept", offset, start, at), lanes)
                 elif name in made and again is not None:
                     here[name] = body.load(body.place("%values", again, at), lanes)
@@ -520,17 +396,17 @@ class _Writer:
                 step = self.steps[name]
                 if step.size != "cells":
                     scalar(name)
-                elif name not in self._first:
+                elif name not in self._passes.first:
                     for each in step.inputs:
                         prepare(each)
 
-            for names in self._sweeps:
-                sources = self._sources(names)
+            for names in self._passes.sweeps:
+                sources = self._passes.sources(names)
                 for source in sources:
                     prepare(source)
                 here: dict[int, dict[str, str]] = {}
                 values = partial(cells, sources, here)
-                if names == [self._result]:
+                if names == [self._passes.result]:
                     body.sweep(row, partial(write, values))
                 else:
                     known |= dict(zip(names, self._sums(body, row, len(names), values), strict=True))
@@ -572,7 +448,7 @@ class _Writer:
 
     def _run(self) -> str:
         body = Body()
-        kept, length = len(self.kept), self._length
+        kept, length = len(self._passes.kept), self._length
 
         def events(first: str, count: int) -> None:
             body.do(f"call void @cells{count}(ptr %inputs, ptr %constants, ptr %scratch, i64 {first})")
