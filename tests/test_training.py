@@ -21,14 +21,24 @@ from minicarlo.errors import IncompatibleEventSets, InvalidConfig, InvalidEventS
 from minicarlo.events import read_events, write_events  # noqa: E402
 from minicarlo.generators.gan2d import Gan2D  # noqa: E402
 from minicarlo.generators.gan3d import Discriminator3D, Gan3D  # noqa: E402
-from minicarlo.generators.shower2d import LATENT_NOISE, LATENT_SHAPE, Edge, Shower2D, from_root, to_root  # noqa: E402
+from minicarlo.generators.shower2d import (  # noqa: E402
+    LATENT_NOISE,
+    LATENT_SHAPE,
+    READERS,
+    UNIT_MAPS,
+    Edge,
+    Shower2D,
+    from_root,
+    to_root,
+)
 from minicarlo.simulators import simulate  # noqa: E402
 from minicarlo.surrogate import Surrogate, sample_path  # noqa: E402
 from minicarlo.training.config import read_config  # noqa: E402
 from minicarlo.training.critic import CriticScores  # noqa: E402
 from minicarlo.training.features import SPECTRUM_BINS, SPECTRUM_RATIO, ShowerFeatures  # noqa: E402
 from minicarlo.training.loop import train  # noqa: E402
-from minicarlo.training.scores import energy_score, ranked_probability_score  # noqa: E402
+from minicarlo.training.revival import revive  # noqa: E402
+from minicarlo.training.scores import TAIL, Balance, energy_score, ranked_probability_score, squared_bias, tails  # noqa: E402
 from minicarlo.training.showers import turned  # noqa: E402
 
 SHARED = os.environ.get("MINICARLO_SHARED")
@@ -293,6 +303,74 @@ def test_scores_are_least_at_the_true_distribution() -> None:
         assert worse[1] > best[1] + 0.005
 
 
+def test_scores_of_tails_see_rare_events_that_the_others_hardly_see() -> None:
+    random = torch.Generator().manual_seed(7)
+    truth, *pair = (1.9 * torch.randn(200_000, 1, generator=random) for _ in range(3))
+    truth[:2000] -= 8.0  # one event in a hundred
+    assert torch.equal(tails(torch.tensor([-TAIL - 1, -1.0, TAIL + 2]), TAIL), torch.tensor([-1.0, 0.0, 2.0]))
+    mended = [each.clone() for each in pair]
+    for each in mended:
+        each[torch.randperm(200_000, generator=random)[:2000]] -= 8.0
+    plain, tail = (
+        (score(*pair), score(*mended))
+        for score in (
+            lambda a, b: ranked_probability_score(a, b, truth),
+            lambda a, b: ranked_probability_score(*(tails(each, TAIL) for each in (a, b, truth))),
+        )
+    )
+    assert plain[0] > plain[1]
+    assert tail[0] / tail[1] - 1 > 5 * (plain[0] / plain[1] - 1)
+
+
+def test_the_squared_bias_is_that_of_the_means_whatever_the_spread() -> None:
+    random = torch.Generator().manual_seed(8)
+    found = []
+    for _ in range(400):
+        truth = 3 * torch.randn(40, 5, generator=random)
+        generated = 0.6 + torch.randn(2, 40, 5, generator=random)
+        found.append(squared_bias(generated, truth))
+    assert abs(float(torch.stack(found).mean()) - (0.6 / 3.1) ** 2) < 0.01
+    balance = Balance()
+    assert float(balance({"bias of rings": torch.tensor(-0.1)})) == pytest.approx(-2.0)
+    assert not balance.running
+
+
+def test_pairs_of_hit_cells_match_plain_loops() -> None:
+    features = ShowerFeatures(get_detector("clic-ecal"), 0.05)
+    fired = (torch.rand(2, 25, 25, 25, generator=torch.Generator().manual_seed(9)) > 0.9).float()
+    pairs = features.pairs(fired).view(2, 4, 25, 3)  # distance, layer, zone
+    layer = fired[1, 7]
+    adjacent = (layer[1:] * layer[:-1]).sum() + (layer[:, 1:] * layer[:, :-1]).sum()
+    diagonal = (layer[1:, 1:] * layer[:-1, :-1]).sum() + (layer[1:, :-1] * layer[:-1, 1:]).sum()
+    further = (layer[2:] * layer[:-2]).sum() + (layer[:, 2:] * layer[:, :-2]).sum()
+    torch.testing.assert_close(pairs[1, :3, 7].sum(1), torch.stack([adjacent, diagonal, further]))
+    torch.testing.assert_close(pairs[1, 3, 7].sum(), (layer * fired[1, 8]).sum())
+    assert float(pairs[1, 3, 24].sum()) == 0
+
+
+def test_units_that_never_fire_are_made_anew_and_change_nothing() -> None:
+    torch.manual_seed(5)
+    network, other = Shower2D(sample_shape=(5, 9, 9)), Shower2D(sample_shape=(5, 9, 9))
+    dead = {"energies.dense2": [1, 7], "shape.conv3": [0, 5], "shape.conv5": [3]}
+    for made, units in dead.items():
+        network.get_submodule(made).bias.data[units] = -1e3  # type: ignore[operator]
+    network.shape.place.data[:, dead["shape.conv5"]] = -1.0
+    inputs = torch.randn(300, network.latent_size), torch.full((300, 1), 3e4)
+    with torch.no_grad():
+        before = network(*inputs)
+        found = revive((network, other), READERS, UNIT_MAPS, lambda: network(*inputs))
+        after = network(*inputs)
+        again = revive((network, other), READERS, UNIT_MAPS, lambda: network(*inputs))
+    assert torch.equal(before, after)
+    for made, units in dead.items():
+        assert found[made] >= len(units)
+        assert again[made] < len(units)
+        for each in (network, other):
+            assert not each.get_submodule(READERS[made][0]).weight[:, units].any()  # type: ignore[index]
+        torch.testing.assert_close(network.get_submodule(made).weight[units], other.get_submodule(made).weight[units])  # type: ignore[index]
+    assert not network.shape.place[:, dead["shape.conv5"]].any()
+
+
 class Pairs(torch.nn.Module):
     """A critic of pairs of numbers; its last feature is the logit."""
 
@@ -400,6 +478,11 @@ def test_features_of_showers_match_plain_loops(showers: Path) -> None:
     y = torch.arange(25) - 12.0
     mean = (energy[2].sum((0, 1)) * y).sum() / (energy[2].sum() + 0.3)
     torch.testing.assert_close(features["moments"][2, 1], mean, rtol=1e-4, atol=1e-5)
+    x, diagonal = y[:, None].expand(25, 25), y[:, None] * y
+    first = energy[0].sum(0)[(y >= 0) & (x > y)].sum() / (energy[0].sum() + 0.3)  # from an axis to the diagonal
+    torch.testing.assert_close(features["sector shares"][0, 0], first, rtol=1e-4, atol=1e-5)
+    product = (energy[0].sum(0) * diagonal).sum() / (energy[0].sum() + 0.3)
+    torch.testing.assert_close(features["moments"][0, 4], product, rtol=1e-3, atol=1e-4)
 
 
 def test_spectra_count_the_cells_of_layers_and_rings_above_energies(showers: Path) -> None:

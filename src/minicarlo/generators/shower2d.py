@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minicarlo.generators.base import Generator
 
-__all__ = ["Edge", "Shower2D", "from_root", "to_root"]
+__all__ = ["Edge", "READERS", "Shower2D", "UNIT_MAPS", "from_root", "to_root"]
 
 LATENT_SPARE = 15  # latents of the layer energies beyond one per layer
 LATENT_SHAPE = 136
@@ -17,6 +17,22 @@ LATENT_NOISE = 16
 NOISE_CYCLES = 4.0  # spread of the noise projection in periods, per unit of latent: many periods make the residue uniform
 FIRST_LINKS = (0.2, 0.0, 2.5)  # of `link` before training
 MEAN_OF_SKEWED = 0.8
+READERS = {  # by layer those that read it behind a ReLU
+    "energies.dense1": ["energies.dense2"],
+    "energies.dense2": ["energies.dense3"],
+    "energies.dense3": ["energies.dense4"],
+    "shape.layer1": ["shape.layer2"],
+    "shape.dense1": ["shape.dense2"],
+    "shape.conv1": ["shape.conv2"],
+    "shape.conv2": ["shape.conv3"],
+    "shape.conv3": ["shape.conv4"],
+    "shape.conv4": ["shape.conv5"],
+    "shape.conv5": ["shape.location", "shape.tail", "shape.spread"],
+}
+UNIT_MAPS = {  # by layer what is added to its units
+    "shape.conv2": "shape.place13",
+    "shape.conv5": "shape.place",
+}
 LARGE = 1.0  # cells over this energy, in the cells' unit, take up what a layer's cells lack of its energy
 LEAST_CORRECTION, LARGEST_CORRECTION = -0.7, 2.0  # of such cells' energy
 
@@ -128,10 +144,19 @@ class Shower2D(Generator):
 
     def raw_cells(self, z_shape: Tensor, z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
         """(N, *sample_shape) cell energies in units of `cell_mev`, before the layers are given their energies."""
+        return self.raw_cells_of(self.maps(z_shape, layer_energies, incident_energy), z_noise)
+
+    def maps(self, z_shape: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> tuple[Tensor, ...]:
+        """Location, tail and spread of each cell (N, *sample_shape), gain and shift of each layer (N, layers)."""
         root = self.layer_roots(layer_energies, incident_energy)
         inputs = torch.cat([z_shape, self.features(incident_energy), root], dim=1)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
-            location, tail, spread, gain, shift = self.shape(inputs)
+            maps: tuple[Tensor, ...] = self.shape(inputs)
+        return maps
+
+    def raw_cells_of(self, maps: tuple[Tensor, ...], z_noise: Tensor) -> Tensor:
+        """What `raw_cells` makes of `maps`."""
+        location, tail, spread, gain, shift = maps
         uniform, skewed, next_row, next_column = self.noise(z_noise)
         link, given, lost = self.shape.link
         fluctuation = skewed + link * (next_row + next_column - 2 * MEAN_OF_SKEWED)

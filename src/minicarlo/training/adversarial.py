@@ -83,7 +83,8 @@ class AdversarialRecipe:
         batch = self.showers.draw(self.settings.batch, self.settings.seed, step).to(self.device)
         cells = self.make(batch.incident_energy.repeat(2, 1)) * IMAGE_UNIT_MEV
         losses = self.scores(cells, batch)
-        descend(self.optimisers["scores"], self.balance(losses))
+        of_means = {name for name in losses if name.startswith("bias")}  # which take more events than these batches have
+        descend(self.optimisers["scores"], self.balance({name: losses[name] for name in losses.keys() - of_means}))
         self.update_average(step)
         return {f"scores/{name}": loss.detach() for name, loss in losses.items()}
 

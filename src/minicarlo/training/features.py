@@ -15,6 +15,10 @@ from minicarlo.training.scores import Whitening
 __all__ = ["ShowerFeatures", "ShowerSummary"]
 
 PATCH = 5  # cells a side
+SECTORS = 8
+PAIRS = ((0, 1), (1, 0)), ((1, 1), (1, -1)), ((0, 2), (2, 0))  # of cells of a layer, by how far they are from one another
+ZONES = (2.2, 5.5, math.inf)  # radii in cells, outer ones, in which pairs are counted
+MOMENTS = 6  # of layers: x, y, xx, yy, xy, r
 THRESHOLD_WIDTH = 0.03  # of the smoothed hit count, in the root scale of `to_root`
 SPECTRUM_BINS, SPECTRUM_RATIO = 8, 1.5  # of cells above the threshold; edges grow by this ratio in the root scale
 
@@ -38,10 +42,14 @@ class ShowerFeatures:
         else:
             frame = torch.maximum(x.abs(), y.abs()).round(decimals=3)
             frames = [(frame == distance).float() for distance in frame.unique()]
-        columns = [*rings, *frames, x, y, x * x, y * y, radius]
+        octant = torch.floor(torch.atan2(y, x) * (SECTORS / (2 * math.pi))).remainder(SECTORS)
+        sectors = [((octant == sector) & (radius > 0)).float() for sector in range(SECTORS)]
+        columns = [*rings, *frames, *sectors, x, y, x * x, y * y, x * y, radius]
         self.frame_count = len(frames)
         self.ring_count = len(rings)
-        self.weights = torch.stack([column.flatten() for column in columns], 1)  # (cells of a layer, rings + frames + 5 moments)
+        self.weights = torch.stack([column.flatten() for column in columns], 1)  # (cells of a layer, features)
+        zones = [((radius >= low) & (radius < high)).float() for low, high in pairwise((0.0, *ZONES))]
+        self.zones = torch.stack([zone.flatten() for zone in zones], 1)  # (cells of a layer, zones)
         self.threshold = float(to_root(torch.tensor(threshold)))
         self.padding = [side for length in reversed(detector.shape) for side in (0, -length % PATCH)]
 
@@ -64,10 +72,11 @@ class ShowerFeatures:
         """
         patches = self.in_patches(energy)
         flat = energy.flatten(2)
-        hits = torch.sigmoid((to_root(energy) - self.threshold) * (1 / THRESHOLD_WIDTH)).flatten(2)
-        parts = (self.ring_count, self.frame_count)
-        ring_hits, frame_hits = (hits @ self.weights[:, : sum(parts)]).split(parts, dim=2)  # (N, z, rings or frames)
-        ring_energies, frame_energies, moments = (flat @ self.weights).split((*parts, 5), dim=2)
+        fired = torch.sigmoid((to_root(energy) - self.threshold) * (1 / THRESHOLD_WIDTH))
+        hits = fired.flatten(2)
+        parts = (self.ring_count, self.frame_count, SECTORS)
+        ring_hits, frame_hits, sector_hits = (hits @ self.weights[:, : sum(parts)]).split(parts, dim=2)  # (N, z, rings ...)
+        ring_energies, frame_energies, sector_energies, moments = (flat @ self.weights).split((*parts, MOMENTS), dim=2)
         total = layer_energies.sum(1)[:, None] + 0.3
         return {
             "columns": to_root(energy.sum(1)).flatten(1),
@@ -76,6 +85,9 @@ class ShowerFeatures:
             "rings": to_root(ring_energies).flatten(1),
             "frames": to_root(frame_energies.sum(1)),
             "hits in frames": torch.sqrt(frame_hits.sum(1) + 0.1),
+            "sectors": to_root(sector_energies).flatten(1),
+            "sector shares": sector_energies.sum(1) / total,
+            "hits in sectors": torch.sqrt(sector_hits.sum(1) + 0.1),
             "hits in rings": torch.sqrt(ring_hits + 0.1).flatten(1),
             "hits in layers": torch.sqrt(ring_hits.sum(2) + 0.1),
             "hits": torch.sqrt(ring_hits.sum((1, 2)) + 0.1)[:, None],
@@ -83,7 +95,23 @@ class ShowerFeatures:
             "moments": moments.sum(1) / total,
             "ring shares": ring_energies.sum(1) / total,
             "largest in layers": to_root(flat.amax(2)),
+            "pairs": torch.sqrt(self.pairs(fired) + 0.1),
         }
+
+    def pairs(self, fired: Tensor) -> Tensor:
+        """(N, K) pairs of cells that are both hit, by their distance, zone of the first cell, and layer; also of adjacent layers.
+
+        Arguments:
+            fired: (N, z, x, y), 1 where a cell is hit.
+        """
+        first, second = fired.shape[2:]
+        padded = nn.functional.pad(fired, (2, 2, 0, 2))
+        found = []
+        for offsets in PAIRS:
+            others = [padded[:, :, down : down + first, 2 + right : 2 + right + second] for down, right in offsets]
+            found.append((fired * torch.stack(others).sum(0)).flatten(2) @ self.zones)
+        behind = nn.functional.pad((fired[:, 1:] * fired[:, :-1]).flatten(2) @ self.zones, (0, 0, 0, 1))
+        return torch.stack([*found, behind], dim=1).flatten(1)
 
     def spectra(self, root: Tensor) -> dict[str, Tensor]:
         """How many cells there are above each energy, in layers and in rings, of showers (N, z, x, y) in the root scale.
@@ -104,11 +132,14 @@ SUMMARY = (
     "rings",
     "hits in rings",
     "hits in frames",
+    "hits in sectors",
     "hits in layers",
     "hits",
     "moments of layers",
     "moments",
     "ring shares",
+    "sector shares",
+    "pairs",
     "largest in layers",
 )
 

@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "FAR",
+    "TAIL",
     "Balance",
     "Standardisation",
     "Whitening",
     "energy_score",
     "layer_energy_features",
     "ranked_probability_score",
+    "squared_bias",
+    "tails",
     "warm_up_and_cosine",
 ]
+
+BIAS_WEIGHT = 20.0  # of biases, beside some thirty groups that weigh about one each
+TAIL, FAR = 3.0, 6.0  # in units of `Standardisation`, where a normal number's spread is 1.9; one in nine is beyond the first
 
 GROUP_WEIGHTS = {
     "cells": 2.0,
@@ -34,6 +41,10 @@ GROUP_WEIGHTS = {
     "moments": 0.5,
     "moments of layers": 1.0,
     "ring shares": 0.5,
+    "pairs": 1.0,
+    "sectors": 0.5,
+    "sector shares": 0.5,
+    "hits in sectors": 0.5,
     "frames": 0.5,
     "hits in frames": 0.5,
     "total": 2.0,
@@ -41,6 +52,9 @@ GROUP_WEIGHTS = {
     "white vector": 1.0,
     "white projections": 0.5,
     "white": 0.5,
+    "tails": 1.0,
+    "far tails": 1.0,
+    "white tails": 0.5,
     "summary": 1.0,
     "summary projections": 1.0,
     "white summary": 1.0,
@@ -58,6 +72,25 @@ def energy_score(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
     """Mean fair energy score over the last axis of (N, ..., K) tensors."""
     near = distance(first, truth) + distance(second, truth)
     return (near - distance(first, second)).mean() / 2
+
+
+def squared_bias(generated: Tensor, truth: Tensor) -> Tensor:
+    """Squared difference of means, in squared standard deviations; unbiased, as the product of what two halves of events have.
+
+    Arguments:
+        generated: (2, N, K), two samples.
+        truth: (N, K).
+    """
+    difference = (generated.mean(0) - truth) / (truth.std(0) + 0.1)
+    first, second = difference.split([len(truth) // 2, len(truth) - len(truth) // 2])
+    result: Tensor = (first.mean(0) * second.mean(0)).mean()
+    return result
+
+
+def tails(standard: Tensor, beyond: float) -> Tensor:
+    """What standardised numbers have beyond a number on either side: scored alone, rare events weigh more, and the score remains
+    proper (threshold-weighted: T. Gneiting and R. Ranjan, J. Bus. Econ. Stat. 29 (2011) 411)."""
+    return standard - standard.clamp(-beyond, beyond)
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -129,6 +162,7 @@ def with_constant(features: Tensor) -> Tensor:
 
 class Balance:
     """Adds up groups of losses, each divided by its own running mean, so that no group's unit or size decides its weight.
+    Biases are not.
 
     `GROUP_WEIGHTS` states the exceptions. `running` is the state: a number per group, on the losses' device.
     """
@@ -139,6 +173,9 @@ class Balance:
     def __call__(self, losses: dict[str, Tensor]) -> Tensor:
         total = torch.zeros_like(next(iter(losses.values())))
         for name, loss in losses.items():
+            if name.startswith("bias"):  # squared differences of means, whose expectation is nothing in the end
+                total = total + BIAS_WEIGHT * loss
+                continue
             value = loss.detach().clamp_min(1e-6)
             self.running[name] = value if name not in self.running else 0.99 * self.running[name] + 0.01 * value
             total = total + loss * (GROUP_WEIGHTS.get(name, 0.3) / self.running[name])

@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minicarlo.generators.shower2d import LATENT_NOISE, LATENT_SHAPE, Shower2D, from_root, to_root
+from minicarlo.generators.shower2d import LATENT_NOISE, LATENT_SHAPE, READERS, UNIT_MAPS, Shower2D, from_root, to_root
 from minicarlo.training.config import Training
 from minicarlo.training.critic import CriticScores, LayerCritic
 from minicarlo.training.int8 import compute_in_int8
+from minicarlo.training.revival import revive
 from minicarlo.training.scores import (
+    FAR,
+    TAIL,
     Balance,
     Standardisation,
     Whitening,
     energy_score,
     layer_energy_features,
     ranked_probability_score,
+    tails,
     warm_up_and_cosine,
 )
 from minicarlo.training.shower_scores import PROJECTIONS, ShowerScores
@@ -33,7 +37,9 @@ EDGE_BIN, EDGE_WINDOW = 0.01, 4  # width in the root scale, and bins that are co
 LEAST_CONTRAST, LARGEST_CONTRAST = 0.3, 6.0
 RARELY, GIVEN = 0.15, 1.3  # a cell hit in fewer showers than this share is given so much of a struck neighbour's, to begin with
 SURELY, LEAST = 0.9, 1e-4  # a cell with this share of its layer's single hits always has this energy, in units of cells
-BIAS_WEIGHT = 20.0  # of what layers lack before they are given their energy, beside some twenty groups that weigh about one each
+LOWEST = -5.0  # of a cell's location in the root scale
+REVIVE_EVENTS = 2000
+REVIVE_EVERY, REVIVE_UNTIL = 500, 0.7  # steps, and the part of a phase in which units that never fire are made anew
 
 
 class ScoringRecipe:
@@ -95,7 +101,7 @@ class ScoringRecipe:
         self.generator.energies.edge.put(float(from_root(torch.tensor(place))), contrast)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """One optimisation step; returns the losses by name."""
+        """One optimisation step; returns the losses by name, and, when that was looked at, how many units were made anew."""
         phase = "energies" if step < self.settings.energy_steps else "shape"
         first = 0 if phase == "energies" else self.settings.energy_steps
         length = self.settings.energy_steps if phase == "energies" else self.settings.steps
@@ -103,16 +109,32 @@ class ScoringRecipe:
         for group in optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * warm_up_and_cosine(step - first, length)
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
+        anew: dict[str, int] = {}
+        if (step - first) % REVIVE_EVERY == 0 and step - first < REVIVE_UNTIL * length:
+            anew = self.revive(phase)
         losses = self.energy_losses(step) if phase == "energies" else self.shape_losses(step)
-        total = self.balance({name: loss for name, loss in losses.items() if name != "bias of layers"})
-        total = total + BIAS_WEIGHT * losses.get("bias of layers", 0.0)
+        total = self.balance(losses)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(getattr(self.generator, phase).parameters(), 1.0)
         optimiser.step()
         self.hold_edges()
         self.update_average(step - first)
-        return {f"{phase}/{name}": loss.detach() for name, loss in losses.items()}
+        counts = {f"made anew/{name}": torch.tensor(float(count)) for name, count in anew.items()}
+        return counts | {f"{phase}/{name}": loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def revive(self, phase: str) -> dict[str, int]:
+        """Make units of a phase's network anew that hardly ever fire; their number by layer."""
+        readers = {made: names for made, names in READERS.items() if made.startswith(phase)}
+        incident = self.showers.incident_energy[torch.randint(0, len(self.showers), (REVIVE_EVENTS,))].to(self.device)
+        latent = torch.randn(REVIVE_EVENTS, self.generator.latent_size, device=self.device)
+
+        def run() -> None:
+            for parts in zip(latent.split(200), incident.split(200), strict=True):
+                self.generator(*parts)
+
+        return revive((self.generator, self.average), readers, UNIT_MAPS, run)
 
     def energy_losses(self, step: int) -> dict[str, Tensor]:
         index = torch.randint(0, len(self.showers), (self.settings.energy_batch,), device=self.showers.energy.device)
@@ -133,6 +155,9 @@ class ScoringRecipe:
             "white vector": energy_score(*white),
             "white projections": ranked_probability_score(*(w @ directions for w in white)),
             "white": ranked_probability_score(*white),
+            "tails": ranked_probability_score(*(tails(f, TAIL) for f in features)),
+            "far tails": ranked_probability_score(*(tails(f, FAR) for f in features)),
+            "white tails": ranked_probability_score(*(tails(w, TAIL) for w in white)),
         }
 
     def criticised(self, pairs: list[Tensor], truth: Tensor, white: list[Tensor], incident: Tensor) -> Tensor:
@@ -148,17 +173,19 @@ class ScoringRecipe:
         z_shape = torch.randn(2 * n, LATENT_SHAPE, device=self.device)
         z_noise = torch.randn(2 * n, LATENT_NOISE, device=self.device)
         layers, incident = batch.layer_energies.repeat(2, 1), batch.incident_energy.repeat(2, 1)
-        raw, cells = self.make_cells(z_shape, z_noise, layers, incident)
+        raw, cells, below = self.make_cells(z_shape, z_noise, layers, incident)
         first, second = (raw.sum((2, 3)) / (layers / self.generator.cell_mev + 0.3)).clamp(max=5.0).split(n)
         wanted = layers[:n] / (layers[:n] + 0.3 * self.generator.cell_mev)
         # of two independent samples the product has the squared bias for its expectation
         bias = ((first - wanted) * (second - wanted)).mean()
-        return self.scores(cells.contiguous(), batch) | {"bias of layers": bias}
+        return self.scores(cells.contiguous(), batch) | {"bias of layers": bias, "far below": below}
 
-    def generate(self, z_shape: Tensor, z_noise: Tensor, layers: Tensor, incident: Tensor) -> tuple[Tensor, Tensor]:
-        """Cells before and after the layers were given their energies."""
-        raw = self.generator.raw_cells(z_shape, z_noise, layers, incident)
-        return raw, self.generator.with_layer_energies(raw, layers)
+    def generate(self, z_shape: Tensor, z_noise: Tensor, layers: Tensor, incident: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells before and after the layers were given their energies, and how far cells are, in the mean, below where they
+        could be hit: what pushes them further makes numbers large that int8 has to hold, too."""
+        maps = self.generator.maps(z_shape, layers, incident)
+        raw = self.generator.raw_cells_of(maps, z_noise)
+        return raw, self.generator.with_layer_energies(raw, layers), torch.relu(LOWEST - maps[0]).mean()
 
     @torch.no_grad()
     def hold_edges(self) -> None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from minicarlo.generators.base import Generator
-from minicarlo.generators.shower2d import to_root
+from minicarlo.generators.shower2d import from_root, to_root
 from minicarlo.training.config import Training
 from minicarlo.training.critic import CriticScores, ShowerCritic
 from minicarlo.training.features import ShowerFeatures, ShowerSummary
-from minicarlo.training.scores import energy_score, ranked_probability_score
+from minicarlo.training.scores import energy_score, ranked_probability_score, squared_bias
 from minicarlo.training.showers import Showers
 
 __all__ = ["ShowerScores"]
@@ -37,7 +37,7 @@ class ShowerScores:
     ) -> None:
         self.condition, self.cell_mev, self.device = generator.features, cell_mev, device
         self.features = ShowerFeatures(showers.detector, generator.threshold_mev / cell_mev)
-        self.features.weights = self.features.weights.to(device)
+        self.features.weights, self.features.zones = self.features.weights.to(device), self.features.zones.to(device)
         self.summary = self.summarise(showers)
         self.rarity = RAREST / (self.mean_roots(showers) + RAREST)
         self.compare = torch.compile(self.scores) if settings.compile else self.scores
@@ -94,6 +94,8 @@ class ShowerScores:
         sums = self.features.sums(energy, layer_energies.repeat(3, 1) / self.cell_mev)
         for name, values in (sums | self.features.spectra(roots)).items():
             losses[name] = ranked_probability_score(*values.split(n))
+        rings = torch.cat([from_root(sums["rings"]), sums["hits in rings"].square()], dim=1)
+        losses["bias of rings"] = squared_bias(rings[: 2 * n].unflatten(0, (2, n)), rings[2 * n :])
         standard, white = self.summary(sums, condition.repeat(3, 1))
         losses["summary"] = ranked_probability_score(*standard.split(n))
         losses["white summary"] = energy_score(*white.split(n))
