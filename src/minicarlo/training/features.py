@@ -42,7 +42,7 @@ class ShowerFeatures:
         else:
             frame = torch.maximum(x.abs(), y.abs()).round(decimals=3)
             frames = [(frame == distance).float() for distance in frame.unique()]
-        octant = torch.floor(torch.atan2(y, x) * (SECTORS / (2 * math.pi))).remainder(SECTORS)
+        octant = torch.floor(torch.atan2(y, x) * (SECTORS / (2 * math.pi)) + 1e-4).remainder(SECTORS)  # cells on edges: the next
         sectors = [((octant == sector) & (radius > 0)).float() for sector in range(SECTORS)]
         columns = [*rings, *frames, *sectors, x, y, x * x, y * y, x * y, radius]
         self.frame_count = len(frames)
