@@ -17,11 +17,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from minicarlo.generators.shower2d import UNIT_MAPS
 from minicarlo.training.config import read_config
 from minicarlo.training.loop import CHECKPOINT, make_recipe
 from minicarlo.training.showers import load_showers
-
-UPSAMPLED = {"shape.conv2": "shape.place13", "shape.conv5": "shape.place"}  # and the maps that are added to them
 
 
 def main() -> None:
@@ -51,7 +50,7 @@ def named_weights(model: onnx.ModelProto, network: dict[str, Tensor]) -> dict[st
         maps = [each for each in weights if each.startswith(folded) and weights[each].dim() == 3]
         if maps:  # in the order in which the network takes them apart
             weights[name] = torch.stack([weights[each] for each in sorted(maps, key=lambda each: (len(each), each))])
-    for convolution, place in UPSAMPLED.items():
+    for convolution, place in UNIT_MAPS.items():  # those behind upsamplings
         if f"{convolution}.11.weight" in weights:
             weights[f"{convolution}.weight"] = weights[f"{convolution}.11.weight"]
             weights[f"{convolution}.bias"] = weights[f"{convolution}.11.bias"]

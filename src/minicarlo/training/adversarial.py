@@ -55,7 +55,7 @@ class AdversarialRecipe:
             ),
             "scores": torch.optim.Adam(self.generator.parameters(), lr=settings.score_learning_rate, betas=(0.9, 0.98)),
         }
-        self.balance = Balance()
+        self.balance = Balance(bias_weight=0.0)  # means take more events than these batches have
         self.scores = ShowerScores(generator, self.showers, 1.0, settings, device, self.bf16)
         self.total_steps = settings.score_steps + settings.steps
         if settings.int8:
@@ -83,8 +83,7 @@ class AdversarialRecipe:
         batch = self.showers.draw(self.settings.batch, self.settings.seed, step).to(self.device)
         cells = self.make(batch.incident_energy.repeat(2, 1)) * IMAGE_UNIT_MEV
         losses = self.scores(cells, batch)
-        of_means = {name for name in losses if name.startswith("bias")}  # which take more events than these batches have
-        descend(self.optimisers["scores"], self.balance({name: losses[name] for name in losses.keys() - of_means}))
+        descend(self.optimisers["scores"], self.balance(losses))
         self.update_average(step)
         return {f"scores/{name}": loss.detach() for name, loss in losses.items()}
 

@@ -162,19 +162,20 @@ def with_constant(features: Tensor) -> Tensor:
 
 class Balance:
     """Adds up groups of losses, each divided by its own running mean, so that no group's unit or size decides its weight.
-    Biases are not.
 
-    `GROUP_WEIGHTS` states the exceptions. `running` is the state: a number per group, on the losses' device.
+    `GROUP_WEIGHTS` states the exceptions. Biases, squared differences of means, vanish in the end and count `bias_weight` times
+    as they are. `running` is the state: a number per group, on the losses' device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bias_weight: float = BIAS_WEIGHT) -> None:
+        self.bias_weight = bias_weight
         self.running: dict[str, Tensor] = {}
 
     def __call__(self, losses: dict[str, Tensor]) -> Tensor:
         total = torch.zeros_like(next(iter(losses.values())))
         for name, loss in losses.items():
-            if name.startswith("bias"):  # squared differences of means, whose expectation is nothing in the end
-                total = total + BIAS_WEIGHT * loss
+            if name.startswith("bias"):
+                total = total + self.bias_weight * loss if self.bias_weight else total
                 continue
             value = loss.detach().clamp_min(1e-6)
             self.running[name] = value if name not in self.running else 0.99 * self.running[name] + 0.01 * value
