@@ -54,14 +54,12 @@ _ARITHMETIC = {
 _VNNI = "@llvm.x86.avx512.vpdpbusd.512"
 _BF16 = "@llvm.x86.avx512bf16.dpbf16ps.512"
 _PAIRS, _SUM_OF_PAIRS = "@llvm.x86.avx2.pmadd.ub.sw", "@llvm.x86.avx2.pmadd.wd"
-_STORE = f"@llvm.masked.store.v{LANES}f32.p0"
 
 DECLARED = {
     _VNNI: f"{_INTEGERS} {_VNNI}({_INTEGERS}, {_INTEGERS}, {_INTEGERS})",
     _BF16: f"{_FLOATS} {_BF16}({_FLOATS}, {_HALVES}, {_HALVES})",
     _PAIRS: f"<16 x i16> {_PAIRS}(<32 x i8>, <32 x i8>)",
     _SUM_OF_PAIRS: f"<8 x i32> {_SUM_OF_PAIRS}(<16 x i16>, <16 x i16>)",
-    _STORE: f"void {_STORE}({_FLOATS}, ptr, i32, <{LANES} x i1>)",
 }
 """What a module declares of each intrinsic that it calls."""
 
@@ -113,9 +111,9 @@ class DenseWriter:
         depth, self.rows = layers[0].weights.shape
         self._arithmetic, together = _ARITHMETIC[kind], 4 // kind.itemsize  # features in 32 bits
         self._steps, self._stride = depth // together, depth * kind.itemsize
-        total = len(layers) * self.rows
+        self._layers, total = len(layers), len(layers) * self.rows
         self.vectors = -(-total // LANES)
-        self.length = BLOCK * self.rows  # of what a layer makes of a block
+        self.length = BLOCK * self.rows + LANES  # of what a layer makes of a block, and room for the end of a vector
         self.size = len(layers) * self.length
         lanes = self.vectors * LANES
         weights = np.zeros((depth, lanes), kind)
@@ -129,19 +127,6 @@ class DenseWriter:
         self._affine = weights.nbytes // 4
         self._table = self._affine + affine.size
         self.constants = np.frombuffer(b"".join(part.tobytes() for part in parts), np.float32)
-        self._segments = [self._segment(vector) for vector in range(self.vectors)]
-
-    def _segment(self, vector: int) -> list[tuple[int, int, range]]:
-        """The parts of a vector that belong to one layer: the layer, its row in lane 0, and the lanes."""
-        found = []
-        first, end = vector * LANES, min((vector + 1) * LANES, self.size // BLOCK)
-        while first < end:
-            layer, row = divmod(first, self.rows)
-            last = min(end, (layer + 1) * self.rows)
-            lane = first - vector * LANES
-            found.append((layer, row - lane, range(lane, lane + last - first)))
-            first = last
-        return found
 
     def text(self) -> str:
         """`columns`: of the columns from `first` up to `last` of an event into `block`, (layers, columns, rows)."""
@@ -175,14 +160,15 @@ class DenseWriter:
         body.loop(0, self._steps, 1, multiply)
         for number, of_column in zip(columns, sums, strict=True):
             start = body.times(body.integer("sub", number, "%first"), self.rows)
-            for vector, total in enumerate(of_column):
-                value = body.get(total, kind)
-                if kind == _INTEGERS:
-                    value = body.let(f"sitofp {kind} {value} to {_FLOATS}")
-                scale, offset = (
-                    body.load(body.place("%dense", self._affine + (row * self.vectors + vector) * LANES), LANES) for row in (0, 1)
-                )
-                self._store(body, body.intrinsic("fma", LANES, value, scale, offset), vector, start)
+            self._store(body, [self._scaled(body, body.get(total, kind), v) for v, total in enumerate(of_column)], start)
+
+    def _scaled(self, body: Body, value: str, vector: int) -> str:
+        if self._arithmetic.sums == _INTEGERS:
+            value = body.let(f"sitofp {_INTEGERS} {value} to {_FLOATS}")
+        scale, offset = (
+            body.load(body.place("%dense", self._affine + (row * self.vectors + vector) * LANES), LANES) for row in (0, 1)
+        )
+        return body.intrinsic("fma", LANES, value, scale, offset)
 
     def _more(self, body: Body, so_far: str, *bits: str) -> str:
         """A sum with what 32 bits of features and of weights in each lane add to it."""
@@ -215,12 +201,13 @@ class DenseWriter:
         base = body.get(body.at(bases, body.get(entry), "ptr"), "ptr")
         return body.at(base, body.get(body.at(entry, 1)), "i8")
 
-    def _store(self, body: Body, value: str, vector: int, start: str) -> None:
-        for layer, row, lanes in self._segments[vector]:
-            place = body.place("%block", start, layer * self.length + row)
-            if len(lanes) == LANES:
-                body.store(value, place, LANES)
-                continue
-            mask = ", ".join(f"i1 {'true' if lane in lanes else 'false'}" for lane in range(LANES))
-            operands = f"{_FLOATS} {value}, ptr {place}, i32 4, <{LANES} x i1> <{mask}>"
-            body.do(f"call void {_STORE}({operands})")
+    def _store(self, body: Body, values: list[str], start: str) -> None:
+        """A column's numbers, layer by layer, in whole vectors: what stands behind a layer's last row is written again by the
+        next column. Masked stores take some processors as long as the products."""
+        for layer in range(self._layers):
+            for row in range(0, self.rows, LANES):
+                vector, lane = divmod(layer * self.rows + row, LANES)
+                lanes = ", ".join(f"i32 {each}" for each in range(lane, lane + LANES))
+                pair = f"{_FLOATS} {values[vector]}, {_FLOATS} {values[vector + 1] if vector + 1 < self.vectors else 'poison'}"
+                value = body.let(f"shufflevector {pair}, <{LANES} x i32> <{lanes}>") if lane else values[vector]
+                body.store(value, body.place("%block", start, layer * self.length + row), LANES)
