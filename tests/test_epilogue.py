@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from openvino import opset13 as ops
 
 from minicarlo.engines.dense_code import Columns, Dense
-from minicarlo.engines.epilogue import with_epilogue
+from minicarlo.engines.epilogue import epilogue
 from minicarlo.engines.network import OpenVinoNetwork, read_network_file
 from minicarlo.engines.openvino import OpenVinoGenerator, read_model
 from minicarlo.engines.vector_code import kernel
@@ -320,8 +320,31 @@ def test_half_precision_leaves_the_phase_of_the_noise_to_the_runtime():
     assert np.linalg.norm(ours.run(latent, energy) - whole) < 0.01 * np.linalg.norm(whole)
 
 
-def test_single_events_are_the_runtimes_alone():
-    assert "epilogue" not in names(OpenVinoGenerator(*read_model(Surrogate.load("clic-ecal")), batch=1).network)
+@pytest.mark.parametrize("precision", ["fp32", "tuned"])
+def test_of_single_events_the_kernel_is_called_when_the_runtime_is_done(precision):
+    surrogate = Surrogate.load("clic-ecal")
+    latent, energy = events(surrogate, 9)
+    alone, batches = (OpenVinoGenerator(*read_model(surrogate, precision), batch=batch) for batch in (1, 8))
+    assert "epilogue" not in names(alone.network)
+    assert alone.precision_report() == batches.precision_report()
+    made, wanted = alone.run(latent, energy), batches.run(latent, energy)
+    assert np.abs(made - wanted).max() < 1e-5 * wanted.max()
+    two = OpenVinoGenerator(*read_model(surrogate, precision), batch=1, streams=2)
+    pieces = ((i, latent[i : i + 1], energy[i : i + 1]) for i in range(len(latent)))
+    assert np.array_equal(np.concatenate([showers for _, showers in two.map(pieces)]), made)
+    inference = alone.inference()
+    for i, shower in enumerate(made):
+        inference.latent[:], inference.incident_energy[:] = latent[i], energy[i]
+        assert np.array_equal(inference()[0], shower)
+
+
+def test_the_noise_of_the_shipped_surrogate_is_made_in_the_kernel():
+    """ONNX's slices, whose usual step is read as a number that is broadcast, and the runtime's."""
+    surrogate = Surrogate.load("clic-ecal")
+    for precision in ("fp32", "tuned"):
+        end = epilogue(*read_model(surrogate, precision))
+        assert end is not None and "noise" in str(end.taken)
+        assert max(np.prod(port.get_partial_shape()[1:].to_shape()) for port in end.rest().outputs) < 15_625
 
 
 @pytest.mark.parametrize("shape", [(45, 16, 9), (9, 5, 3), (12, 24, 24)])
@@ -477,14 +500,14 @@ def test_what_moves_numbers_again_and_again_is_followed_once():
     for head in heads:
         head.input(0).replace_source_output(value)
     model.validate_nodes_and_infer_types()
-    _, taken = with_epilogue(model)
-    assert taken.keys() == {"head 0", "head 1"}
+    end = epilogue(model)
+    assert end is not None and end.taken.keys() == {"head 0", "head 1"}
 
 
 def test_rows_that_are_turned_away_are_left_to_the_runtime():
     """Sums over what are columns in the end."""
     model = ends_in("normalise", "turn", rows=6)
-    assert with_epilogue(model) == (model, {})
+    assert epilogue(model) is None
 
 
 def test_graphs_that_give_nothing_to_gain_are_as_they_were():
@@ -494,7 +517,7 @@ def test_graphs_that_give_nothing_to_gain_are_as_they_were():
     two = openvino.Model([*two.get_results(), ops.result(two.get_parameters()[0])], two.get_parameters(), "two")
     endless = ends_in(*["profile"] * 300, "normalise")
     for model in (fixed, two, endless):
-        assert with_epilogue(model) == (model, {})
+        assert epilogue(model) is None
 
 
 def test_an_onnx_file_of_ones_own_has_it_too(tmp_path):

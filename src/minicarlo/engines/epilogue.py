@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import dataclass
 from functools import cache, cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,23 +78,52 @@ class Taken(NamedTuple):
     macs: int
 
 
-def with_epilogue(model: openvino.Model, precision: InferencePrecision = "f32") -> tuple[openvino.Model, dict[str, Taken]]:
-    """The graph with its end in one operation of ours, and the layers with multiply-accumulates in it.
+@dataclass(frozen=True)
+class KernelEnd:
+    """The end of a network, computed by `kernel` from what the rest of it makes; `taken` are the layers with multiply-accumulates
+    in it, `sample` is the shape of an event of the result."""
 
-    `model` is left as it was, and returned when there is nothing to gain, or something that is not understood. There is something
-    to gain when sums over rows are among what is element-wise, or a matrix product of few inputs that makes all cells.
-    Convolutions of single cells go with it, in int8, bf16 or float32, where the processor can, and in float32 (`precision`, which
-    what is not quantised runs in) such a product. The result can be compiled for the processor, but not be written.
+    kernel: Kernel
+    sample: tuple[int, ...]
+    taken: dict[str, Taken]
+    _inputs: list[Any]
+    _parameters: list[Any]
+    _names: set[str]
+
+    def joined(self) -> openvino.Model:
+        """The whole network, with an operation of ours in place of the end. It can be compiled for the processor, not written."""
+        import openvino
+        from openvino import opset13 as operators
+
+        last = _operation()(self._inputs, self.kernel, self.sample)
+        last.set_friendly_name(NAME)
+        last.output(0).get_tensor().set_names(self._names)
+        return openvino.Model([operators.result(last.output(0))], self._parameters, "with epilogue")
+
+    def rest(self) -> openvino.Model:
+        """The network without its end: its outputs are the kernel's inputs, in their order."""
+        import openvino
+        from openvino import opset13 as operators
+
+        return openvino.Model(list(map(operators.result, self._inputs)), self._parameters, "without epilogue")
+
+
+def epilogue(model: openvino.Model, precision: InferencePrecision = "f32") -> KernelEnd | None:
+    """The end of `model` as a kernel; None when there is nothing to gain, or something that is not understood.
+
+    There is something to gain when sums over rows are among what is element-wise, or a matrix product of few inputs that makes
+    all cells. Convolutions of single cells go with it, in int8, bf16 or float32, where the processor can, and in float32
+    (`precision`, which what is not quantised runs in) such a product. `model` is left as it was.
     """
     if len(model.outputs) != 1:
-        return model, {}
+        return None
     with _one_at_a_time:
         for dense in (True, False):
             end = _End(model.clone(), precision, dense=dense)
             program = end.program() if end.pays() else None
             if program is not None:
-                return end.replaced(kernel(program)), end.layers()
-    return model, {}
+                return end.as_kernel(kernel(program))
+    return None
 
 
 class _End:
@@ -367,9 +397,8 @@ class _End:
             return Step("constant", "rows", data=data)
         return Step("constant", "cells", data=_in_order(data, order, wanted))
 
-    def replaced(self, compiled: Kernel) -> openvino.Model:
-        """The graph with the kernel in place of these operations."""
-        import openvino
+    def as_kernel(self, compiled: Kernel) -> KernelEnd:
+        """The end, with what the runtime computes for it."""
         from openvino import opset13 as operators
 
         inputs = []
@@ -381,10 +410,7 @@ class _End:
             inputs.append(port)
         if self._dense is not None and self._dense_layers:
             inputs += self._dense.features()
-        last = _operation()(inputs, compiled, self._sample)
-        last.set_friendly_name(NAME)
-        last.output(0).get_tensor().set_names(self._last.get_names())
-        return openvino.Model([operators.result(last.output(0))], self._parameters, "with epilogue")
+        return KernelEnd(compiled, self._sample, self.layers(), inputs, self._parameters, self._last.get_names())
 
 
 @cache
@@ -438,12 +464,20 @@ def _can_roll(steps: dict[str, Step], name: str) -> bool:
 
 def _range_of(op: Any) -> tuple[int, int] | None:  # noqa: ANN401
     """First and last, exclusive, of what a slice of an event's numbers takes of them; None for any other slice."""
-    if not all(map(_is_constant, op.input_values()[1:])) or op.get_input_size() != 5:
+    numbers = [number for value in op.input_values()[1:] if (number := _whole_number(value)) is not None]
+    if len(numbers) != 4:
         return None
-    start, stop, step, axes = (_data(value).reshape(-1).tolist() for value in op.input_values()[1:])
-    if step != [1] or axes not in ([1], [-1]) or start[0] < 0 or stop[0] < 0:
+    start, stop, step, axis = numbers
+    return (start, stop) if step == 1 and axis in (1, -1) and min(start, stop) >= 0 else None
+
+
+def _whole_number(value: Any) -> int | None:  # noqa: ANN401
+    """The one number of a constant, or of one that is broadcast, as ONNX's usual step of a slice is; None of anything else."""
+    node, shape = value.get_node(), value.get_partial_shape()
+    if shape.is_dynamic or math.prod(shape.to_shape()) != 1:
         return None
-    return int(start[0]), int(stop[0])
+    value = node.input_value(0) if node.get_type_name() == "Broadcast" else value
+    return int(_data(value).reshape(-1)[0]) if _is_constant(value) else None
 
 
 def _part(value: Any) -> tuple[Any, int]:  # noqa: ANN401

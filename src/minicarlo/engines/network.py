@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import atexit
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import RLock, active_count
 from time import sleep
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Key, PrecisionReport
-from minicarlo.engines.epilogue import NAME, Taken, with_epilogue
+from minicarlo.engines.epilogue import NAME, KernelEnd, epilogue
 from minicarlo.engines.runtime import AS_PLANNED, EMULATION, InferencePrecision, available, core, event_shape, keep_products_apart
 from minicarlo.errors import UnsupportedPrecision
 
@@ -39,8 +40,8 @@ class OpenVinoNetwork(RuntimeAccount):
     computed in float32 on the same rounded numbers.
 
     On the processor, an element-wise end for which it pays is computed by a kernel of ours, in float32
-    (`minicarlo.engines.epilogue`). The runtime computes everything with `whole` or `emulate`, and of single events,
-    where it would cost as much time to call the kernel as it saves.
+    (`minicarlo.engines.epilogue`), as an operation of the runtime's graph; of single events it is called when the runtime is
+    done, which costs less. The runtime computes everything with `whole` or `emulate`.
     """
 
     def __init__(
@@ -64,9 +65,12 @@ class OpenVinoNetwork(RuntimeAccount):
         self._watch(model)
         on_processor = device == "CPU"
         precision = available(inference_precision) if on_processor else "f32"
-        self._ours: dict[str, Taken] = {}
-        if on_processor and not (whole or emulate or batch == 1):
-            model, self._ours = with_epilogue(model, precision)
+        end = epilogue(model, precision) if on_processor and not (whole or emulate) else None
+        self._ours = {} if end is None else end.taken
+        self._end = end if batch == 1 else None
+        names = [tensor_name(port) for port in model.outputs]
+        if end is not None:
+            model = end.joined() if self._end is None else end.rest()
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
         keep_products_apart(model)
         properties: dict[str, Any] = {
@@ -80,17 +84,37 @@ class OpenVinoNetwork(RuntimeAccount):
             properties |= {"INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False} | AS_PLANNED
         self._compiled = core().compile_model(model, device, properties | (EMULATION if emulate else {}))
         self._inputs = {name: self._compiled.input(name) for name in shapes}
-        self._outputs = {tensor_name(port): port for port in self._compiled.outputs}
+        self._outputs = dict(zip(names, self._compiled.outputs if self._end is None else [None], strict=True))
         self._requests: deque[Request] = deque()
 
     def output_shape(self, name: str) -> tuple[int, ...]:
         """Shape of one event of an output."""
+        if self._end is not None:
+            return self._end.sample
         return tuple(dimension.get_length() for dimension in list(self._outputs[name].get_partial_shape())[1:])
 
     @property
     def compiled(self) -> openvino.CompiledModel:
-        """OpenVINO's compiled model."""
+        """OpenVINO's compiled model; of single events it may lack the end."""
         return self._compiled
+
+    def bound(self, inputs: Arrays, result: NDArray[Any]) -> Callable[[], None]:
+        """A function that computes `result` of `inputs`, (batch, ...) by name: always of the same memory."""
+        import openvino
+
+        request = self._compiled.create_infer_request()
+        for name, port in self._inputs.items():
+            request.set_tensor(port, openvino.Tensor(inputs[name], shared_memory=True))
+        if self._end is None:
+            request.set_tensor(self._compiled.outputs[0], openvino.Tensor(result, shared_memory=True))
+            return partial(request.infer, share_outputs=True)
+        finish = finished_by(self._end, request, self._compiled, inputs)
+
+        def compute() -> None:
+            request.infer(share_outputs=True)
+            finish(result)
+
+        return compute
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Outputs (N, ...) for inputs (N, ...), one inference after another."""
@@ -112,7 +136,7 @@ class OpenVinoNetwork(RuntimeAccount):
     def _map(self, batches: Iterable[tuple[Key, Arrays]], depth: int) -> Iterator[tuple[Key, dict[str, NDArray[Any]]]]:
         """A ring of `depth` requests: the oldest is waited for and its results handed out before it is used again."""
         while len(self._requests) < depth:
-            self._requests.append(Request(self._compiled, self._inputs, self._outputs))
+            self._requests.append(Request(self._compiled, self._inputs, self._outputs, self._end))
         idle = deque(self._requests.popleft() for _ in range(depth))  # ours until done: a second map takes others
         running: deque[tuple[Key, Request]] = deque()
         try:
@@ -172,12 +196,23 @@ class OpenVinoNetwork(RuntimeAccount):
 
 
 class Request:
-    """An inference request. Its results lie in arrays of their own, which belong to whoever asks for them."""
+    """An inference request. Its results lie in arrays of their own, which belong to whoever asks for them.
 
-    def __init__(self, compiled: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:  # noqa: ANN401
+    With an `end` that is what `outputs` names; the runtime computes what the kernel reads.
+    """
+
+    def __init__(
+        self,
+        compiled: Any,  # noqa: ANN401
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        end: KernelEnd | None,
+    ) -> None:
+        self._compiled, self._end = compiled, end
         self._request, self._inputs, self._outputs = compiled.create_infer_request(), inputs, outputs
+        self._finish: Callable[[NDArray[Any]], None] | None = None
         names = [port.get_names() for port in inputs.values()]  # an output that is an input is the same tensor to the runtime
-        self._shapes = {n: None if port.get_names() in names else event_shape(port) for n, port in outputs.items()}
+        self._shapes = {n: port and (None if port.get_names() in names else event_shape(port)) for n, port in outputs.items()}
         self._given: dict[str, NDArray[Any]] = {}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._count = 0
@@ -194,11 +229,15 @@ class Request:
                 self._request.set_tensor(port, openvino.Tensor(given, shared_memory=True))
             given[:count] = array
             given[count:] = array[-1:]
-        for name, port in self._outputs.items():
-            shape = self._shapes[name]
-            if shape is not None:  # straight into memory of the caller's
-                self._arrays[name] = np.empty((batch, *shape), port.get_element_type().to_dtype())
-                self._request.set_tensor(port, openvino.Tensor(self._arrays[name], shared_memory=True))
+        if self._end is not None:
+            self._finish = self._finish or finished_by(self._end, self._request, self._compiled, self._given)
+            self._arrays = {name: np.empty((batch, *self._end.sample), np.float32) for name in self._outputs}
+        else:
+            for name, port in self._outputs.items():
+                shape = self._shapes[name]
+                if shape is not None:  # straight into memory of the caller's
+                    self._arrays[name] = np.empty((batch, *shape), port.get_element_type().to_dtype())
+                    self._request.set_tensor(port, openvino.Tensor(self._arrays[name], shared_memory=True))
         with _starting:
             self._request.start_async()
             _under_way.add(self)
@@ -214,10 +253,35 @@ class Request:
         """Wait for the results, by name."""
         self.wait()
         arrays, self._arrays = self._arrays, {}
+        if self._finish is not None:
+            self._finish(next(iter(arrays.values())))
         for name, port in self._outputs.items():
             if name not in arrays:
                 arrays[name] = self._request.get_tensor(port).data.copy()
         return {name: arrays[name][: self._count] for name in self._outputs}
+
+
+def finished_by(end: KernelEnd, request: Any, compiled: Any, inputs: Arrays) -> Callable[[NDArray[Any]], None]:  # noqa: ANN401
+    """A function that computes a result when `request` is done, which from now on writes where the kernel of `end` reads.
+
+    `inputs` are the request's, whose arrays stay the same, of a fixed number of events.
+    """
+    import openvino
+
+    arrays = []
+    for port in compiled.outputs:
+        kind, shape = port.get_element_type(), list(port.get_shape())
+        array = next((array for name, array in inputs.items() if name in port.get_names()), None)  # an input is the same tensor
+        if array is None:
+            array = np.empty(shape, np.uint16 if kind == openvino.Type.bf16 else kind.to_dtype())
+            request.set_tensor(port, openvino.Tensor(array, shape, kind))
+        arrays.append(array)
+    call, addresses = end.kernel.prepare(), [array.ctypes.data for array in arrays]
+
+    def finish(result: NDArray[Any], _memory: Sequence[NDArray[Any]] = arrays) -> None:
+        call(addresses, result.ctypes.data, len(result))
+
+    return finish
 
 
 _under_way: set[Request] = set()

@@ -165,7 +165,7 @@ class OpenVinoGenerator(CompiledGenerator):
 
     def inference(self) -> Inference:
         """See CompiledGenerator."""
-        return OpenVinoInference(self.network.compiled, self.batch or 1)
+        return OpenVinoInference(self.network, self.batch or 1, self.sample_shape)
 
     def run(self, latent: Array, incident_energy: Array) -> Array:
         """See CompiledGenerator."""
@@ -197,18 +197,13 @@ class OpenVinoGenerator(CompiledGenerator):
 class OpenVinoInference(Inference):
     """An inference that reads and writes NumPy's memory."""
 
-    def __init__(self, compiled: openvino.CompiledModel, batch: int) -> None:
-        import openvino
-
-        ports = [compiled.input("latent"), compiled.input("incident_energy"), compiled.outputs[0]]
-        (latent_size,), _, sample_shape = (event_shape(port) or () for port in ports)
+    def __init__(self, network: OpenVinoNetwork, batch: int, sample_shape: tuple[int, ...]) -> None:
+        (latent_size,) = event_shape(network.compiled.input("latent")) or ()
         super().__init__(batch, latent_size, sample_shape)
-        self._request = compiled.create_infer_request()
-        for port, array in zip(ports, (self.latent, self.incident_energy, self.samples), strict=True):
-            self._request.set_tensor(port, openvino.Tensor(array, shared_memory=True))
+        self.compute = network.bound({"latent": self.latent, "incident_energy": self.incident_energy}, self.samples)
 
     def __call__(self) -> Array:
-        self._request.infer(share_outputs=True)
+        self.compute()
         return self._samples
 
 
