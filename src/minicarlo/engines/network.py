@@ -68,7 +68,7 @@ class OpenVinoNetwork(RuntimeAccount):
         end = epilogue(model, precision) if on_processor and not (whole or emulate) else None
         self._ours = {} if end is None else end.taken
         self._end = end if batch == 1 else None
-        names = [tensor_name(port) for port in model.outputs]
+        self._names = [tensor_name(port) for port in model.outputs]
         if end is not None:
             model = end.joined() if self._end is None else end.rest()
         model.reshape({model.input(name): list(shape) for name, shape in shapes.items()})
@@ -84,14 +84,13 @@ class OpenVinoNetwork(RuntimeAccount):
             properties |= {"INFERENCE_NUM_THREADS": streams * threads, "ENABLE_CPU_PINNING": False} | AS_PLANNED
         self._compiled = core().compile_model(model, device, properties | (EMULATION if emulate else {}))
         self._inputs = {name: self._compiled.input(name) for name in shapes}
-        self._outputs = dict(zip(names, self._compiled.outputs if self._end is None else [None], strict=True))
         self._requests: deque[Request] = deque()
 
     def output_shape(self, name: str) -> tuple[int, ...]:
         """Shape of one event of an output."""
         if self._end is not None:
             return self._end.sample
-        return tuple(dimension.get_length() for dimension in list(self._outputs[name].get_partial_shape())[1:])
+        return event_shape(self._compiled.outputs[self._names.index(name)]) or ()
 
     @property
     def compiled(self) -> openvino.CompiledModel:
@@ -124,7 +123,7 @@ class OpenVinoNetwork(RuntimeAccount):
         parts = [outputs for _, outputs in self._map(pieces, 1)]
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._names}
 
     def map(self, batches: Iterable[tuple[Key, Arrays]]) -> Iterator[tuple[Key, dict[str, NDArray[Any]]]]:
         """(key, outputs) for each (key, inputs), in the order given, up to `streams` inferences at once.
@@ -136,7 +135,7 @@ class OpenVinoNetwork(RuntimeAccount):
     def _map(self, batches: Iterable[tuple[Key, Arrays]], depth: int) -> Iterator[tuple[Key, dict[str, NDArray[Any]]]]:
         """A ring of `depth` requests: the oldest is waited for and its results handed out before it is used again."""
         while len(self._requests) < depth:
-            self._requests.append(Request(self._compiled, self._inputs, self._outputs, self._end))
+            self._requests.append(self._request())
         idle = deque(self._requests.popleft() for _ in range(depth))  # ours until done: a second map takes others
         running: deque[tuple[Key, Request]] = deque()
         try:
@@ -153,6 +152,11 @@ class OpenVinoNetwork(RuntimeAccount):
                     request.results()
                 idle.append(request)
             self._requests.extend(idle)
+
+    def _request(self) -> Request:
+        if self._end is not None:
+            return RestRequest(self._compiled, self._inputs, self._names[0], self._end)
+        return Request(self._compiled, self._inputs, dict(zip(self._names, self._compiled.outputs, strict=True)))
 
     def _start(self, request: Request, inputs: Arrays) -> None:
         lengths = {name: len(inputs[name]) for name in self._inputs}
@@ -196,23 +200,12 @@ class OpenVinoNetwork(RuntimeAccount):
 
 
 class Request:
-    """An inference request. Its results lie in arrays of their own, which belong to whoever asks for them.
+    """An inference request. Its results lie in arrays of their own, which belong to whoever asks for them."""
 
-    With an `end` that is what `outputs` names; the runtime computes what the kernel reads.
-    """
-
-    def __init__(
-        self,
-        compiled: Any,  # noqa: ANN401
-        inputs: Mapping[str, Any],
-        outputs: Mapping[str, Any],
-        end: KernelEnd | None,
-    ) -> None:
-        self._compiled, self._end = compiled, end
+    def __init__(self, compiled: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:  # noqa: ANN401
         self._request, self._inputs, self._outputs = compiled.create_infer_request(), inputs, outputs
-        self._finish: Callable[[NDArray[Any]], None] | None = None
         names = [port.get_names() for port in inputs.values()]  # an output that is an input is the same tensor to the runtime
-        self._shapes = {n: port and (None if port.get_names() in names else event_shape(port)) for n, port in outputs.items()}
+        self._shapes = {n: None if port.get_names() in names else event_shape(port) for n, port in outputs.items()}
         self._given: dict[str, NDArray[Any]] = {}
         self._arrays: dict[str, NDArray[Any]] = {}
         self._count = 0
@@ -229,18 +222,19 @@ class Request:
                 self._request.set_tensor(port, openvino.Tensor(given, shared_memory=True))
             given[:count] = array
             given[count:] = array[-1:]
-        if self._end is not None:
-            self._finish = self._finish or finished_by(self._end, self._request, self._compiled, self._given)
-            self._arrays = {name: np.empty((batch, *self._end.sample), np.float32) for name in self._outputs}
-        else:
-            for name, port in self._outputs.items():
-                shape = self._shapes[name]
-                if shape is not None:  # straight into memory of the caller's
-                    self._arrays[name] = np.empty((batch, *shape), port.get_element_type().to_dtype())
-                    self._request.set_tensor(port, openvino.Tensor(self._arrays[name], shared_memory=True))
+        self._make_room(batch)
         with _starting:
             self._request.start_async()
             _under_way.add(self)
+
+    def _make_room(self, batch: int) -> None:
+        import openvino
+
+        for name, port in self._outputs.items():
+            shape = self._shapes[name]
+            if shape is not None:  # straight into memory of the caller's
+                self._arrays[name] = np.empty((batch, *shape), port.get_element_type().to_dtype())
+                self._request.set_tensor(port, openvino.Tensor(self._arrays[name], shared_memory=True))
 
     def wait(self) -> None:
         """Wait until nothing is computed any more."""
@@ -253,12 +247,31 @@ class Request:
         """Wait for the results, by name."""
         self.wait()
         arrays, self._arrays = self._arrays, {}
-        if self._finish is not None:
-            self._finish(next(iter(arrays.values())))
         for name, port in self._outputs.items():
             if name not in arrays:
                 arrays[name] = self._request.get_tensor(port).data.copy()
         return {name: arrays[name][: self._count] for name in self._outputs}
+
+
+class RestRequest(Request):
+    """A request of a graph without its end, of a fixed number of events; its result, `name`, is what `end` makes of that."""
+
+    def __init__(self, compiled: Any, inputs: Mapping[str, Any], name: str, end: KernelEnd) -> None:  # noqa: ANN401
+        super().__init__(compiled, inputs, {})
+        self._compiled, self._name, self._end = compiled, name, end
+        self._finish: Callable[[NDArray[Any]], None] | None = None
+
+    def _make_room(self, batch: int) -> None:
+        self._finish = self._finish or finished_by(self._end, self._request, self._compiled, self._given)
+        self._arrays[self._name] = np.empty((batch, *self._end.sample), np.float32)
+
+    def results(self) -> dict[str, NDArray[Any]]:
+        """Wait for the runtime, and compute the end."""
+        self.wait()
+        result = self._arrays.pop(self._name)
+        assert self._finish is not None
+        self._finish(result)
+        return {self._name: result[: self._count]}
 
 
 def finished_by(end: KernelEnd, request: Any, compiled: Any, inputs: Arrays) -> Callable[[NDArray[Any]], None]:  # noqa: ANN401
