@@ -49,7 +49,8 @@ def named_weights(model: onnx.ModelProto, network: dict[str, Tensor]) -> dict[st
     for name, folded in {"shape.profile": "onnx::Add_", "shape.link": "/Squeeze_"}.items():
         maps = [each for each in weights if each.startswith(folded) and weights[each].dim() == 3]
         if maps:  # in the order in which the network takes them apart
-            weights[name] = torch.stack([weights[each] for each in sorted(maps, key=lambda each: (len(each), each))])
+            found = torch.stack([weights[each] for each in sorted(maps, key=lambda each: (len(each), each))])
+            weights[name] = torch.cat([found, network[name][len(found) :]])
     for convolution, place in UNIT_MAPS.items():  # those behind upsamplings
         if f"{convolution}.11.weight" in weights:
             weights[f"{convolution}.weight"] = weights[f"{convolution}.11.weight"]

@@ -72,10 +72,14 @@ NAME = "epilogue"
 
 
 class Taken(NamedTuple):
-    """A layer that became part of the kernel: the format that it runs in, and its multiply-accumulates for an event."""
+    """A layer that became part of the kernel: the format that it runs in, and its share of the kernel's time.
+
+    Convolutions share it by their multiply-accumulates. A product of few inputs has none: in another format, outside of the
+    kernel, it would save nothing.
+    """
 
     format: str
-    macs: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -226,14 +230,11 @@ class _End:
 
     def layers(self) -> dict[str, Taken]:
         """Layers with multiply-accumulates among what was taken out."""
-        found = {}
-        for op in self._inside.values():
-            if (layer := self._macs.get(op.get_friendly_name())) is not None:
-                form = self._dense.format if self._dense is not None and self._is_dense(op) else "fp32"
-                outputs = self._cells if op.get_type_name() == "MatMul" else self._rows
-                depth = math.prod(op.input_value(1).get_shape()) // outputs
-                found[layer] = Taken(form, depth * self._cells)
-        return found
+        taken = {layer: op for op in self._inside.values() if (layer := self._macs.get(op.get_friendly_name())) is not None}
+        macs = {layer: math.prod(op.input_value(1).get_shape()) if self._is_dense(op) else 0 for layer, op in taken.items()}
+        total = max(1, sum(macs.values()))
+        formats = {layer: self._dense.format if self._dense and self._is_dense(op) else "fp32" for layer, op in taken.items()}
+        return {layer: Taken(formats[layer], macs[layer] / total) for layer in taken}
 
     def _is_dense(self, op: Any) -> bool:  # noqa: ANN401
         return self._dense is not None and op.get_name() in self._dense.operations

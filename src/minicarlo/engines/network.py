@@ -185,16 +185,13 @@ class OpenVinoNetwork(RuntimeAccount):
             raise UnsupportedPrecision(f"The runtime does not compute in {expected}: {listed}. Choose another precision.")
 
     def _owners(self, node: str) -> Mapping[str, float]:
-        if node != NAME:
-            return super()._owners(node)
-        total = sum(taken.macs for taken in self._ours.values())
-        return {name: taken.macs / total for name, taken in self._ours.items()}
+        return super()._owners(node) if node != NAME else {name: taken.share for name, taken in self._ours.items()}
 
     def layer_seconds(self, inputs: Arrays, rounds: int = 15) -> dict[str, float]:
         """Seconds of each layer in one inference of a batch: the least of `rounds`, by the runtime's own clock.
 
         With a layer count what the runtime fused into it and the reorders and conversions before and after it. The time of our
-        kernel is shared among its layers by their multiply-accumulates. The network must have been compiled to be profiled.
+        kernel is shared among its layers (`Taken`). The network must have been compiled to be profiled.
         """
         return self._profiled({self._inputs[name]: array for name, array in inputs.items()}, rounds)
 

@@ -15,7 +15,7 @@ LATENT_SPARE = 15  # latents of the layer energies beyond one per layer
 LATENT_SHAPE = 136
 LATENT_NOISE = 16
 NOISE_CYCLES = 4.0  # spread of the noise projection in periods, per unit of latent: many periods make the residue uniform
-FIRST_LINKS = (0.2, 0.0, 2.5)  # of `link` before training
+FIRST_LINKS = (0.2, 0.0, 2.5, 0.05, 0.02)  # of `link` before training
 MEAN_OF_SKEWED = 0.8
 READERS = {  # by layer those that read it behind a ReLU
     "energies.dense1": ["energies.dense2"],
@@ -157,25 +157,29 @@ class Shower2D(Generator):
     def raw_cells_of(self, maps: tuple[Tensor, ...], z_noise: Tensor) -> Tensor:
         """What `raw_cells` makes of `maps`."""
         location, tail, spread, gain, shift = maps
-        uniform, skewed, next_row, next_column = self.noise(z_noise)
-        link, given, lost = self.shape.link
+        uniform, skewed, next_row, next_column, next_on_diagonal, next_layer = self.noise(z_noise)
+        link, given, lost, diagonal, behind = self.shape.link
+        tail = tail.abs()
         fluctuation = skewed + link * (next_row + next_column - 2 * MEAN_OF_SKEWED)
-        cells = location + tail.abs() * fluctuation + spread.abs() * (uniform - 0.5)
-        struck = torch.relu(location + tail.abs() * next_row) + torch.relu(location + tail.abs() * next_column)
+        fluctuation = fluctuation + diagonal * (next_on_diagonal - MEAN_OF_SKEWED) + behind * (next_layer - MEAN_OF_SKEWED)
+        cells = location + tail * fluctuation + spread.abs() * (uniform - 0.5)
+        struck = torch.relu(location + tail * next_row) + torch.relu(location + tail * next_column)
+        struck = struck + self.shape.across * torch.relu(location + tail * next_on_diagonal)
         cells = torch.maximum(cells, given * struck - lost * uniform)
         root = torch.relu(cells * (1 + gain)[:, :, None, None] + shift[:, :, None, None])
         return from_root(self.shape.edge(root)) + self.shape.least
 
-    def noise(self, z_noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def noise(self, z_noise: Tensor) -> tuple[Tensor, ...]:
         """Each (N, *sample_shape), a fixed continuous function of 16 latents: independent uniform numbers in [0, 1], the same
-        numbers nearly exponential, and the latter of the next cells along both axes (beyond the last cell of a row comes the
-        first of the next one)."""
+        numbers nearly exponential, and the latter of the next cells along both axes, on the diagonal and in the next layer
+        (beyond the last cell of a row comes the first of the next one)."""
         phase = z_noise @ self.projection
         uniform = 2 * (phase - torch.round(phase)).abs()
         skewed = 4 - 4 * torch.sqrt(torch.sqrt(1.000001 - uniform))  # without a logarithm
         layers, _, width = self.sample_shape
-        next_row, next_column = (torch.roll(skewed, -steps, dims=1) for steps in (layers * width, layers))
-        return self.in_layers(uniform), self.in_layers(skewed), self.in_layers(next_row), self.in_layers(next_column)
+        steps = (layers * width, layers, layers * width + layers, 1)
+        shared = (torch.roll(skewed, -step, dims=1) for step in steps)
+        return tuple(self.in_layers(values) for values in (uniform, skewed, *shared))
 
     def in_layers(self, values: Tensor) -> Tensor:
         """(N, cells) with the layers last, as convolutions keep them in memory, to (N, *sample_shape)."""
@@ -299,6 +303,7 @@ class LayerShapes(nn.Module):
         self.place = nn.Parameter(torch.zeros(1, channels, *self.fine))
         self.profile = nn.Parameter(torch.zeros(3, *sample_shape))
         self.link = nn.Parameter(torch.tensor(FIRST_LINKS)[:, None, None, None].repeat(1, *sample_shape))
+        self.across = nn.Parameter(torch.tensor(0.3))  # of a neighbour on the diagonal that was struck, beside the others
         self.least: Tensor  # so little that it counts only where no other cell of a layer is hit
         self.register_buffer("least", torch.zeros(sample_shape))
         self.edge = Edge()  # in the root scale
