@@ -421,23 +421,36 @@ def test_cell_noise_is_uniform_and_independent_from_cell_to_cell() -> None:
     assert float(correlation.abs().max()) < 6 / 4000**0.5  # 20,000 pairs: five to six standard deviations at most
 
 
-@pytest.mark.parametrize(("links", "shared"), [((0, 0, 2.5), 0.0), ((0.4, 0, 2.5), 0.1), ((0, 1.3, 2.5), 0.1)])
-def test_cells_share_in_what_strikes_their_neighbours(links: tuple[float, ...], shared: float) -> None:
+@pytest.mark.parametrize(
+    ("links", "adjacent", "diagonal", "behind"),
+    [
+        ((0, 0, 2.5, 0, 0), 0.0, 0.0, 0.0),
+        ((0.4, 0, 2.5, 0, 0), 0.1, 0.0, 0.0),
+        ((0, 1.3, 2.5, 0, 0), 0.1, 0.0, 0.0),
+        ((0, 0, 2.5, 0.4, 0), 0.0, 0.1, 0.0),
+        ((0, 0, 2.5, 0, 0.4), 0.0, 0.0, 0.1),
+    ],
+)
+def test_cells_share_in_what_strikes_their_neighbours(
+    links: tuple[float, ...], adjacent: float, diagonal: float, behind: float
+) -> None:
     network = Shower2D(sample_shape=(3, 11, 11))
     for head in (network.shape.location, network.shape.tail, network.shape.spread):
         for parameter in head.parameters():
             torch.nn.init.zeros_(parameter)
     network.shape.profile.data[:2] = torch.tensor([-0.8, 0.4])[:, None, None, None]  # hit one time in sixteen
     network.shape.link.data[:] = torch.tensor(links)[:, None, None, None]
+    network.shape.across.data.fill_(0.0)
     noise = torch.randn(4000, LATENT_NOISE, generator=torch.Generator().manual_seed(6))
     inputs = torch.zeros(4000, LATENT_SHAPE), noise, torch.zeros(4000, 3), torch.full((4000, 1), 1e4)
     with torch.no_grad():
         hit = (network.raw_cells(*inputs) > 0).float()
     hit = (hit - hit.mean(0)) / hit.std(0)
-    assert abs(float((hit[:, :, 1:] * hit[:, :, :-1]).mean()) - shared) < 0.03
-    assert abs(float((hit[:, :, :, 1:] * hit[:, :, :, :-1]).mean()) - shared) < 0.03
+    assert abs(float((hit[:, :, 1:] * hit[:, :, :-1]).mean()) - adjacent) < 0.03
+    assert abs(float((hit[:, :, :, 1:] * hit[:, :, :, :-1]).mean()) - adjacent) < 0.03
+    assert abs(float((hit[:, :, 1:, 1:] * hit[:, :, :-1, :-1]).mean()) - diagonal) < 0.03
     assert abs(float((hit[:, :, 2:] * hit[:, :, :-2]).mean())) < 0.03
-    assert abs(float((hit[:, 1:] * hit[:, :-1]).mean())) < 0.01
+    assert abs(float((hit[:, 1:] * hit[:, :-1]).mean()) - behind) < 0.03
 
 
 def test_layers_hold_exactly_the_energy_they_were_given() -> None:

@@ -50,8 +50,8 @@ class Shower2D(Generator):
     3. each cell draws its fluctuation from a uniform number that is a fixed pseudo-random function of 16 latents (the
        distance to the nearest integer of a random projection: uniform and continuous), so that thousands of cells need no
        latents of their own; neighbours share in them (`link`): what hits one sensor often hits the next, so that a cell
-       fluctuates a little with two of its neighbours, and where cells are rarely hit, one whose neighbour was struck may
-       get a part of that;
+       fluctuates a little with the next ones of its row, its column and its diagonal, and with the one behind it; where
+       cells are rarely hit, one whose neighbour was struck may get a part of that;
     4. each layer is given its energy of step 1, mostly by scaling its large cells, and cells under the readout threshold are
        set to zero; where layers are hit in one place only, that place always holds a trace (`least`), so that no layer with
        energy is left without a cell that could take it.
