@@ -360,8 +360,7 @@ def test_layer_costs_are_the_runtimes_own_and_cover_every_layer(small, quantizer
     criterion = get_criterion("fidelity", threshold_mev=0.05, confidence=0.95, seed=0)
     evaluation = Evaluation(SurrogateSubject(small, criterion), quantizer, events=128)
     seconds = evaluation.layer_seconds(Plan.uniform(quantizer.layers, "fp32"))
-    assert set(seconds) == set(LAYERS) and min(seconds.values()) >= 0
-    assert [name for name, spent in seconds.items() if spent == 0] == ["noise.matmul"]  # part of the kernel
+    assert set(seconds) == set(LAYERS) and min(seconds.values()) > 0
 
 
 def test_what_moves_phases_about_moves_integers():
