@@ -6,7 +6,6 @@ import atexit
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from threading import RLock, active_count
 from time import sleep
@@ -104,14 +103,16 @@ class OpenVinoNetwork(RuntimeAccount):
         request = self._compiled.create_infer_request()
         for name, port in self._inputs.items():
             request.set_tensor(port, openvino.Tensor(inputs[name], shared_memory=True))
+        finish = None
         if self._end is None:
             request.set_tensor(self._compiled.outputs[0], openvino.Tensor(result, shared_memory=True))
-            return partial(request.infer, share_outputs=True)
-        finish = finished_by(self._end, request, self._compiled, inputs)
+        else:
+            finish = finished_by(self._end, request, self._compiled, inputs)
 
-        def compute() -> None:
+        def compute(_memory: Arrays = inputs) -> None:  # which the runtime has the addresses of
             request.infer(share_outputs=True)
-            finish(result)
+            if finish is not None:
+                finish(result)
 
         return compute
 
