@@ -486,8 +486,9 @@ def test_convolutions_of_single_cells_go_with_the_end(features, weights, ranges,
     assert ours.precision_report() == whole.precision_report()
     made, wanted = (each.run({"x": x})["y"] for each in (ours, whole))
     assert np.abs(made - wanted).max() < 1e-5 * np.abs(wanted).max()
-    seconds = OpenVinoNetwork(model, "f32", {"x": [5, 4, 6, 6]}, profile=True).layer_seconds({"x": x[:5]})
-    assert {"head 0", "head 1"} < set(seconds) and min(seconds.values()) > 0
+    for batch in (5, 1):
+        seconds = OpenVinoNetwork(model, "f32", {"x": [batch, 4, 6, 6]}, profile=True).layer_seconds({"x": x[:batch]})
+        assert {"head 0", "head 1"} < set(seconds) and min(seconds.values()) > 0
 
 
 def test_what_moves_numbers_again_and_again_is_followed_once():

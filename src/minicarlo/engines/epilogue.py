@@ -8,12 +8,10 @@ an event's cells while they are in the processor's cache.
 
 from __future__ import annotations
 
-import ctypes
 import math
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +19,9 @@ from numpy.typing import NDArray
 from minicarlo.engines.account import biases, mac_layers
 from minicarlo.engines.dense import dense_end, readers
 from minicarlo.engines.dense_code import Columns, Dense
+from minicarlo.engines.kernel_end import KernelEnd, Taken
 from minicarlo.engines.runtime import FORMATS, InferencePrecision, element_type, event_shape
-from minicarlo.engines.vector_code import Call, Kernel, kernel
+from minicarlo.engines.vector_code import Kernel, kernel
 from minicarlo.engines.vector_program import Program, Size, Step
 
 if TYPE_CHECKING:
@@ -65,51 +64,6 @@ Order = NDArray[np.intp]
 
 _one_at_a_time = Lock()
 """Two threads that ask OpenVINO for a constant's numbers for the first time wait for one another forever (2026.4.1)."""
-
-
-NAME = "epilogue"
-"""Of the operation of ours in the graph."""
-
-
-class Taken(NamedTuple):
-    """A layer that became part of the kernel: the format that it runs in, and its share of the kernel's time.
-
-    Convolutions share it by their multiply-accumulates. A product of few inputs has none: in another format, outside of the
-    kernel, it would save nothing.
-    """
-
-    format: str
-    share: float
-
-
-@dataclass(frozen=True)
-class KernelEnd:
-    """The end of a network, computed by `kernel` from what the rest of it makes; `taken` are the layers with multiply-accumulates
-    in it, `sample` is the shape of an event of the result."""
-
-    kernel: Kernel
-    sample: tuple[int, ...]
-    taken: dict[str, Taken]
-    _inputs: list[Any]
-    _parameters: list[Any]
-    _names: set[str]
-
-    def joined(self) -> openvino.Model:
-        """The whole network, with an operation of ours in place of the end. It can be compiled for the processor, not written."""
-        import openvino
-        from openvino import opset13 as operators
-
-        last = _operation()(self._inputs, self.kernel, self.sample)
-        last.set_friendly_name(NAME)
-        last.output(0).get_tensor().set_names(self._names)
-        return openvino.Model([operators.result(last.output(0))], self._parameters, "with epilogue")
-
-    def rest(self) -> openvino.Model:
-        """The network without its end: its outputs are the kernel's inputs, in their order."""
-        import openvino
-        from openvino import opset13 as operators
-
-        return openvino.Model(list(map(operators.result, self._inputs)), self._parameters, "without epilogue")
 
 
 def epilogue(model: openvino.Model, precision: InferencePrecision = "f32") -> KernelEnd | None:
@@ -412,44 +366,6 @@ class _End:
         if self._dense is not None and self._dense_layers:
             inputs += self._dense.features()
         return KernelEnd(compiled, self._sample, self.layers(), inputs, self._parameters, self._last.get_names())
-
-
-@cache
-def _operation() -> type:
-    """The class of the operation; OpenVINO is imported when it is first needed."""
-    from openvino import Op, PartialShape, Type
-
-    class Epilogue(Op):  # type: ignore[misc]
-        """Calls a kernel, in the thread of the runtime's that has just computed its inputs."""
-
-        def __init__(self, inputs: list[Any], compiled: Kernel, sample: tuple[int, ...]) -> None:
-            self._kernel, self._sample = compiled, sample
-            self._idle: list[Call] = []
-            super().__init__(self, inputs)
-
-        def validate_and_infer_types(self) -> None:
-            batch = self.get_input_partial_shape(0)[0]
-            self.set_output_type(0, Type.f32, PartialShape([batch, *self._sample]))
-
-        def clone_with_new_inputs(self, inputs: list[Any]) -> Epilogue:
-            return Epilogue(inputs, self._kernel, self._sample)
-
-        def has_evaluate(self) -> bool:
-            return True
-
-        def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
-            # A thread that is not Python's has nothing of its own: what Python keeps of it ends with every call.
-            call = self._idle.pop() if self._idle else self._kernel.prepare()
-            *given, result = (each.data for each in (*inputs, outputs[0]))
-            call([_address(each) for each in given], _address(result), len(result))
-            self._idle.append(call)
-            return True
-
-    return Epilogue
-
-
-def _address(array: NDArray[np.float32]) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type] # in half the time of NumPy's
 
 
 def _can_roll(steps: dict[str, Step], name: str) -> bool:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Key, PrecisionReport
-from minicarlo.engines.epilogue import NAME, KernelEnd, epilogue
+from minicarlo.engines.epilogue import epilogue
+from minicarlo.engines.kernel_end import NAME, KernelEnd
 from minicarlo.engines.runtime import AS_PLANNED, EMULATION, InferencePrecision, available, core, event_shape, keep_products_apart
 from minicarlo.errors import UnsupportedPrecision
 
@@ -40,7 +41,7 @@ class OpenVinoNetwork(RuntimeAccount):
 
     On the processor, an element-wise end for which it pays is computed by a kernel of ours, in float32
     (`minicarlo.engines.epilogue`), as an operation of the runtime's graph; of single events it is called when the runtime is
-    done, which costs less. The runtime computes everything with `whole` or `emulate`.
+    done, which costs less (but not where times are taken). The runtime computes everything with `whole` or `emulate`.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class OpenVinoNetwork(RuntimeAccount):
         precision = available(inference_precision) if on_processor else "f32"
         end = epilogue(model, precision) if on_processor and not (whole or emulate) else None
         self._ours = {} if end is None else end.taken
-        self._end = end if batch == 1 else None
+        self._end = end if batch == 1 and not profile else None  # whose time only the runtime takes
         self._names = [tensor_name(port) for port in model.outputs]
         if end is not None:
             model = end.joined() if self._end is None else end.rest()
@@ -107,7 +108,7 @@ class OpenVinoNetwork(RuntimeAccount):
         if self._end is None:
             request.set_tensor(self._compiled.outputs[0], openvino.Tensor(result, shared_memory=True))
         else:
-            finish = finished_by(self._end, request, self._compiled, inputs)
+            finish = self._end.bound(request, self._compiled, inputs)
 
         def compute(_memory: Arrays = inputs) -> None:  # which the runtime has the addresses of
             request.infer(share_outputs=True)
@@ -260,7 +261,7 @@ class RestRequest(Request):
         self._finish: Callable[[NDArray[Any]], None] | None = None
 
     def _make_room(self, batch: int) -> None:
-        self._finish = self._finish or finished_by(self._end, self._request, self._compiled, self._given)
+        self._finish = self._finish or self._end.bound(self._request, self._compiled, self._given)
         self._arrays[self._name] = np.empty((batch, *self._end.sample), np.float32)
 
     def results(self) -> dict[str, NDArray[Any]]:
@@ -270,29 +271,6 @@ class RestRequest(Request):
         assert self._finish is not None
         self._finish(result)
         return {self._name: result[: self._count]}
-
-
-def finished_by(end: KernelEnd, request: Any, compiled: Any, inputs: Arrays) -> Callable[[NDArray[Any]], None]:  # noqa: ANN401
-    """A function that computes a result when `request` is done, which from now on writes where the kernel of `end` reads.
-
-    `inputs` are the request's, whose arrays stay the same, of a fixed number of events.
-    """
-    import openvino
-
-    arrays = []
-    for port in compiled.outputs:
-        kind, shape = port.get_element_type(), list(port.get_shape())
-        array = next((array for name, array in inputs.items() if name in port.get_names()), None)  # an input is the same tensor
-        if array is None:
-            array = np.empty(shape, np.uint16 if kind == openvino.Type.bf16 else kind.to_dtype())
-            request.set_tensor(port, openvino.Tensor(array, shape, kind))
-        arrays.append(array)
-    call, addresses = end.kernel.prepare(), [array.ctypes.data for array in arrays]
-
-    def finish(result: NDArray[Any], _memory: Sequence[NDArray[Any]] = arrays) -> None:
-        call(addresses, result.ctypes.data, len(result))
-
-    return finish
 
 
 _under_way: set[Request] = set()

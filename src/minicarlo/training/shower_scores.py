@@ -95,11 +95,10 @@ class ShowerScores:
         for name, values in (sums | self.features.spectra(roots)).items():
             losses[name] = ranked_probability_score(*values.split(n))
         rings = torch.cat([from_root(sums["rings"]), sums["hits in rings"].square()], dim=1)
-        losses["bias of rings"] = squared_bias(rings[: 2 * n].unflatten(0, (2, n)), rings[2 * n :])
         standard, white = self.summary(sums, condition.repeat(3, 1))
         looked_at = torch.cat([standard, white], dim=1)
-        for name, values in {"bias of summary": looked_at, "bias of spreads": looked_at.abs()}.items():
-            losses[name] = squared_bias(values[: 2 * n].unflatten(0, (2, n)), values[2 * n :])
+        for name, values in {"rings": rings, "summary": looked_at, "spreads": looked_at.abs()}.items():
+            losses[f"bias of {name}"] = squared_bias(values[: 2 * n].unflatten(0, (2, n)), values[2 * n :])
         losses["summary"] = ranked_probability_score(*standard.split(n))
         losses["white summary"] = energy_score(*white.split(n))
         losses["summary projections"] = ranked_probability_score(*(white @ directions).split(n))
