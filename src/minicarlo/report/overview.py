@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from minicarlo.fidelity.scorecard import DIFFERS, Scorecard
 from minicarlo.report.figure import FLOOR, MARKERS, PALETTE, REFERENCE_LINE, WIDE, Picture, Table, drawing, number, panel, plain
@@ -45,6 +46,8 @@ def overview(cards: Mapping[str, Scorecard], reference: str) -> Picture:
         nearest = min((value for row in found.values() for value, _, _ in row.values()), default=1.0)
         axes.set_xlim(max(_LEAST / 2, 0.5 * min(nearest, 1.0)), max(3.0, 1.6 * farthest))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())  # where less than two decades are seen it would write over the others
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_yticks(range(len(names)), [plain(observable_title(name), 24) for name in names], fontsize=7.5)
         axes.tick_params(axis="y", which="both", length=0)
