@@ -40,7 +40,6 @@ from minicarlo.engines import usable_cores as cores_of
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Array, Key
 from minicarlo.engines.onnxruntime import OnnxRuntimeGenerator
-from minicarlo.engines.openvino import OpenVinoInference
 from minicarlo.engines.runtime import core, keep_products_apart
 from minicarlo.errors import MinicarloError
 from minicarlo.files import write_json
@@ -82,7 +81,7 @@ class PlainOpenVino(RuntimeAccount, CompiledGenerator):
         self._requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
 
     def inference(self) -> Inference:
-        return OpenVinoInference(self._compiled, self.batch or 1)
+        return PlainInference(self._compiled, self.batch or 1, self.sample_shape)
 
     def run(self, latent: Array, incident_energy: Array) -> Array:
         return np.concatenate([samples for _, samples in self.map([(0, latent, incident_energy)])])
@@ -104,6 +103,23 @@ class PlainOpenVino(RuntimeAccount, CompiledGenerator):
         request.wait()
         idle.append(request)
         return key, request.get_tensor(self._ports[2]).data.copy()
+
+
+class PlainInference(Inference):
+    """The runtime's bare call, on tensors that were set once."""
+
+    def __init__(self, compiled: openvino.CompiledModel, batch: int, sample_shape: tuple[int, ...]) -> None:
+        (_, latent_size) = compiled.input("latent").get_shape()
+        super().__init__(batch, latent_size, sample_shape)
+        self._request = compiled.create_infer_request()
+        arrays = {"latent": self.latent, "incident_energy": self.incident_energy}
+        for name, array in arrays.items():
+            self._request.set_tensor(compiled.input(name), openvino.Tensor(array, shared_memory=True))
+        self._request.set_tensor(compiled.output("showers"), openvino.Tensor(self.samples, shared_memory=True))
+
+    def __call__(self) -> Array:
+        self._request.infer()
+        return self.samples
 
 
 @dataclasses.dataclass
