@@ -60,15 +60,11 @@ class DenseEnd:
 
         found = []
         for value in self.sources:
-            axes = operators.constant(np.array([0, *range(2, len(_shape(value)) + 1), 1]))
             if self.format == "int8":
-                ends = [operators.constant(np.float32(end)) for end in (0, 255)]
-                counted = operators.fake_quantize(*value.get_node().input_values()[:3], *ends, 256)
-                counted.set_friendly_name(value.get_node().get_friendly_name())
-                value = operators.convert(counted, np.uint8).output(0)
+                value = as_bytes(value)
             elif self.format == "bf16":
                 value = operators.convert(value, Type.bf16).output(0)
-            found.append(operators.transpose(value, axes).output(0))
+            found.append(features_last(value))
         return found
 
 
@@ -92,7 +88,7 @@ def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
         return None
     low, step = 0.0, 1.0
     if kind == np.int8:
-        ranges = {_range(value.get_node()) for value in sources}
+        ranges = {range_of_bytes(value.get_node()) for value in sources}
         if len(ranges) != 1 or None in ranges:
             return None
         ((low, high),) = ranges  # type: ignore[misc] # which is none of them
@@ -102,12 +98,30 @@ def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
         return None
     layers, operations = {}, set()
     for op, weights, scale in same:
-        name, bias = _with_bias(op, len(weights))
+        name, bias = with_bias(op, len(weights))
         offset = low * scale * weights.sum(1, dtype=np.float64) + bias
         stored = weights if kind == np.int8 or floats == "fp32" else bf16_bits(weights)
         layers[name] = Dense(stored.T, (step * scale).astype(np.float32), offset.astype(np.float32))
         operations |= {name, op.get_name()}
     return DenseEnd(layers, operations, sources, places) if all(layer.computable() for layer in layers.values()) else None
+
+
+def as_bytes(value: Any) -> Any:  # noqa: ANN401
+    """What a rounding to bytes makes, as these."""
+    from openvino import opset13 as operators
+
+    ends = [operators.constant(np.float32(end)) for end in (0, 255)]
+    counted = operators.fake_quantize(*value.get_node().input_values()[:3], *ends, 256)
+    counted.set_friendly_name(value.get_node().get_friendly_name())
+    return operators.convert(counted, np.uint8).output(0)
+
+
+def features_last(value: Any) -> Any:  # noqa: ANN401
+    """(batch, features, *places) as (batch, *places, features)."""
+    from openvino import opset13 as operators
+
+    axes = operators.constant(np.array([0, *range(2, len(_shape(value)) + 1), 1]))
+    return operators.transpose(value, axes).output(0)
 
 
 def readers(op: Any) -> Iterator[Any]:  # noqa: ANN401
@@ -127,7 +141,7 @@ def _pointwise(op: Any) -> Weights | None:  # noqa: ANN401
     attributes = op.get_attributes()
     if {*attributes["strides"]} != {1} or {*attributes["pads_begin"], *attributes["pads_end"]} != {0}:
         return None
-    found = _weights(op.input_value(1).get_node())
+    found = stored_weights(op.input_value(1).get_node())
     if found is None:
         return None
     weights, scale = found
@@ -137,7 +151,7 @@ def _pointwise(op: Any) -> Weights | None:  # noqa: ANN401
     return weights.reshape(rows, depth), np.broadcast_to(scale.reshape(-1), rows)
 
 
-def _weights(node: Any) -> Weights | None:  # noqa: ANN401
+def stored_weights(node: Any) -> Weights | None:  # noqa: ANN401
     """Weights as they are stored, in float32 or in int8, and what they are multiplied by."""
     if node.get_type_name() == "Constant" and element_type(node.output(0)) == "f32":
         return np.array(node.get_data()), np.ones(1, np.float32)
@@ -152,7 +166,7 @@ def _weights(node: Any) -> Weights | None:  # noqa: ANN401
     return np.array(stored.get_data()), np.array(factor.get_data(), np.float32)
 
 
-def _with_bias(op: Any, rows: int) -> tuple[str, Numbers]:  # noqa: ANN401
+def with_bias(op: Any, rows: int) -> tuple[str, Numbers]:  # noqa: ANN401
     """The operation whose result is the convolution's with its bias, and the bias; itself and none, if there is none."""
     after = list(readers(op))
     if len(after) == 1 and after[0].get_type_name() == "Add":
@@ -179,7 +193,7 @@ def _sources(value: Any) -> list[Any]:  # noqa: ANN401
     return list(found.values())
 
 
-def _range(node: Any) -> tuple[float, float] | None:  # noqa: ANN401
+def range_of_bytes(node: Any) -> tuple[float, float] | None:  # noqa: ANN401
     """The ends of a rounding to bytes that changes nothing else; None if it is anything else."""
     if node.get_type_name() != "FakeQuantize" or node.get_attributes()["levels"] != 256:
         return None

@@ -20,7 +20,7 @@ from minicarlo.llvm import LANES, Body, function, has, has_fma, vector_type
 BLOCK = 16
 """Columns that are computed together: a whole number of vectors of cells, whatever the number of rows."""
 
-_INTEGERS = f"<{LANES} x i32>"
+INTEGERS = f"<{LANES} x i32>"
 _FLOATS = vector_type(LANES)
 _HALVES = f"<{2 * LANES} x bfloat>"
 _HALF_RANGE = 64
@@ -38,7 +38,7 @@ def bf16_bits(numbers: NDArray[Any]) -> Bits:
 
 
 @dataclass(frozen=True)
-class _Arithmetic:
+class Arithmetic:
     """A format, and the types in which 32 bits of features are multiplied by 32 bits of weights and added to a sum."""
 
     name: str
@@ -46,17 +46,17 @@ class _Arithmetic:
     sums: str
 
 
-_ARITHMETIC = {
-    np.dtype(np.int8): _Arithmetic("int8", _INTEGERS, _INTEGERS),
-    np.dtype(np.uint16): _Arithmetic("bf16", _HALVES, _FLOATS),
-    np.dtype(np.float32): _Arithmetic("fp32", _FLOATS, _FLOATS),
+ARITHMETIC = {
+    np.dtype(np.int8): Arithmetic("int8", INTEGERS, INTEGERS),
+    np.dtype(np.uint16): Arithmetic("bf16", _HALVES, _FLOATS),
+    np.dtype(np.float32): Arithmetic("fp32", _FLOATS, _FLOATS),
 }
 _VNNI = "@llvm.x86.avx512.vpdpbusd.512"
 _BF16 = "@llvm.x86.avx512bf16.dpbf16ps.512"
 _PAIRS, _SUM_OF_PAIRS = "@llvm.x86.avx2.pmadd.ub.sw", "@llvm.x86.avx2.pmadd.wd"
 
 DECLARED = {
-    _VNNI: f"{_INTEGERS} {_VNNI}({_INTEGERS}, {_INTEGERS}, {_INTEGERS})",
+    _VNNI: f"{INTEGERS} {_VNNI}({INTEGERS}, {INTEGERS}, {INTEGERS})",
     _BF16: f"{_FLOATS} {_BF16}({_FLOATS}, {_HALVES}, {_HALVES})",
     _PAIRS: f"<16 x i16> {_PAIRS}(<32 x i8>, <32 x i8>)",
     _SUM_OF_PAIRS: f"<8 x i32> {_SUM_OF_PAIRS}(<16 x i16>, <16 x i16>)",
@@ -79,15 +79,11 @@ class Dense:
     @property
     def format(self) -> str:
         """What it is computed in."""
-        return _ARITHMETIC[self.weights.dtype].name
+        return ARITHMETIC[self.weights.dtype].name
 
     def computable(self) -> bool:
-        """Whether this code can compute it on this processor; matrix units are left to whoever uses them."""
-        if self.format == "fp32":
-            return has_fma()
-        if self.format == "bf16":
-            return has("avx512bf16") and not has("amx-bf16")
-        return has("avx512vnni") or (has("avx2") and has_fma() and np.abs(self.weights.astype(int)).max() <= _HALF_RANGE)
+        """Whether this code can compute it on this processor."""
+        return computable(self.weights)
 
 
 @dataclass(frozen=True)
@@ -103,13 +99,57 @@ class Columns:
     places: NDArray[np.int64]
 
 
+def computable(weights: NDArray[Any]) -> bool:
+    """Whether products with such weights can be written for this processor; matrix units are left to whoever uses them."""
+    form = ARITHMETIC[weights.dtype].name
+    if form == "fp32":
+        return has_fma()
+    if form == "bf16":
+        return has("avx512bf16") and not has("amx-bf16")
+    return has("avx512vnni") or (has("avx2") and has_fma() and int(np.abs(weights.astype(int)).max()) <= _HALF_RANGE)
+
+
+def scaled(body: Body, how: Arithmetic, total: str, scale: str, offset: str) -> str:
+    """Sums as floats, times `scale`, plus `offset`."""
+    if how.sums == INTEGERS:
+        total = body.let(f"sitofp {INTEGERS} {total} to {_FLOATS}")
+    return body.intrinsic("fma", LANES, total, scale, offset)
+
+
+def more(body: Body, how: Arithmetic, so_far: str, *bits: str) -> str:
+    """A sum with what 32 bits of features and of weights in each lane add to it."""
+    if how.name == "int8" and not has("avx512vnni"):
+        return _more_by_pairs(body, so_far, *bits)
+    value, weight = (body.let(f"bitcast {INTEGERS} {each} to {how.operand}") for each in bits)
+    if how.name == "fp32":
+        return body.intrinsic("fma", LANES, value, weight, so_far)
+    name = _VNNI if how.name == "int8" else _BF16
+    return body.let(f"call {how.sums} {name}({how.sums} {so_far}, {how.operand} {value}, {how.operand} {weight})")
+
+
+def _more_by_pairs(body: Body, so_far: str, *bits: str) -> str:
+    """The same of bytes on half of the lanes at a time: products are added up in 16 bits and these in 32."""
+    parts = []
+    for first in (0, LANES // 2):
+        lanes = ", ".join(f"i32 {lane}" for lane in range(first, first + LANES // 2))
+        total, *given = (
+            body.let(f"shufflevector {INTEGERS} {each}, {INTEGERS} poison, <8 x i32> <{lanes}>") for each in (so_far, *bits)
+        )
+        value, weight = (body.let(f"bitcast <8 x i32> {each} to <32 x i8>") for each in given)
+        pairs = body.let(f"call <16 x i16> {_PAIRS}(<32 x i8> {value}, <32 x i8> {weight})")
+        fours = body.let(f"call <8 x i32> {_SUM_OF_PAIRS}(<16 x i16> {pairs}, <16 x i16> {body.splat('1', 16, 'i16')})")
+        parts.append(body.let(f"add <8 x i32> {total}, {fours}"))
+    lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
+    return body.let(f"shufflevector <8 x i32> {parts[0]}, <8 x i32> {parts[1]}, <{LANES} x i32> <{lanes}>")
+
+
 class DenseWriter:
     """The function `columns`, for layers that read the same features, and the constants it needs."""
 
     def __init__(self, columns: Columns, layers: Sequence[Dense]) -> None:
         self.columns, kind = columns, layers[0].weights.dtype
         depth, self.rows = layers[0].weights.shape
-        self._arithmetic, together = _ARITHMETIC[kind], 4 // kind.itemsize  # features in 32 bits
+        self._arithmetic, together = ARITHMETIC[kind], 4 // kind.itemsize  # features in 32 bits
         self._steps, self._stride = depth // together, depth * kind.itemsize
         self._layers, total = len(layers), len(layers) * self.rows
         self.vectors = -(-total // LANES)
@@ -151,50 +191,22 @@ class DenseWriter:
 
         def multiply(step: str) -> None:
             start = body.times(step, self.vectors * LANES)
-            weights = [body.get(body.place("%dense", start, v * LANES), _INTEGERS, 64) for v in range(self.vectors)]
+            weights = [body.get(body.place("%dense", start, v * LANES), INTEGERS, 64) for v in range(self.vectors)]
             for place, of_column in zip(features, sums, strict=True):
                 value = body.splat(body.get(body.at(place, step, "i32"), "i32", 1), LANES, "i32")
                 for so_far, weight in zip(of_column, weights, strict=True):
-                    body.put(self._more(body, body.get(so_far, kind), value, weight), so_far, kind)
+                    body.put(more(body, self._arithmetic, body.get(so_far, kind), value, weight), so_far, kind)
 
         body.loop(0, self._steps, 1, multiply)
         for number, of_column in zip(columns, sums, strict=True):
             start = body.times(body.integer("sub", number, "%first"), self.rows)
             self._store(body, [self._scaled(body, body.get(total, kind), v) for v, total in enumerate(of_column)], start)
 
-    def _scaled(self, body: Body, value: str, vector: int) -> str:
-        if self._arithmetic.sums == _INTEGERS:
-            value = body.let(f"sitofp {_INTEGERS} {value} to {_FLOATS}")
+    def _scaled(self, body: Body, total: str, vector: int) -> str:
         scale, offset = (
             body.load(body.place("%dense", self._affine + (row * self.vectors + vector) * LANES), LANES) for row in (0, 1)
         )
-        return body.intrinsic("fma", LANES, value, scale, offset)
-
-    def _more(self, body: Body, so_far: str, *bits: str) -> str:
-        """A sum with what 32 bits of features and of weights in each lane add to it."""
-        how = self._arithmetic
-        if how.name == "int8" and not has("avx512vnni"):
-            return self._more_by_pairs(body, so_far, *bits)
-        value, weight = (body.let(f"bitcast {_INTEGERS} {each} to {how.operand}") for each in bits)
-        if how.name == "fp32":
-            return body.intrinsic("fma", LANES, value, weight, so_far)
-        name = _VNNI if how.name == "int8" else _BF16
-        return body.let(f"call {how.sums} {name}({how.sums} {so_far}, {how.operand} {value}, {how.operand} {weight})")
-
-    def _more_by_pairs(self, body: Body, so_far: str, *bits: str) -> str:
-        """The same of bytes on half of the lanes at a time: products are added up in 16 bits and these in 32."""
-        parts = []
-        for first in (0, LANES // 2):
-            lanes = ", ".join(f"i32 {lane}" for lane in range(first, first + LANES // 2))
-            total, *given = (
-                body.let(f"shufflevector {_INTEGERS} {each}, {_INTEGERS} poison, <8 x i32> <{lanes}>") for each in (so_far, *bits)
-            )
-            value, weight = (body.let(f"bitcast <8 x i32> {each} to <32 x i8>") for each in given)
-            pairs = body.let(f"call <16 x i16> {_PAIRS}(<32 x i8> {value}, <32 x i8> {weight})")
-            fours = body.let(f"call <8 x i32> {_SUM_OF_PAIRS}(<16 x i16> {pairs}, <16 x i16> {body.splat('1', 16, 'i16')})")
-            parts.append(body.let(f"add <8 x i32> {total}, {fours}"))
-        lanes = ", ".join(f"i32 {lane}" for lane in range(LANES))
-        return body.let(f"shufflevector <8 x i32> {parts[0]}, <8 x i32> {parts[1]}, <{LANES} x i32> <{lanes}>")
+        return scaled(body, self._arithmetic, total, scale, offset)
 
     def _features(self, body: Body, bases: str, column: str) -> str:
         entry = body.at(body.place("%dense", self._table), body.times(column, 2))

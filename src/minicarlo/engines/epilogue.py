@@ -22,7 +22,7 @@ from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.kernel_end import KernelEnd, Taken
 from minicarlo.engines.runtime import FORMATS, InferencePrecision, element_type, event_shape
 from minicarlo.engines.vector_code import Kernel, kernel
-from minicarlo.engines.vector_program import Program, Size, Step
+from minicarlo.engines.vector_program import KINDS, Program, Size, Step
 
 if TYPE_CHECKING:
     import openvino
@@ -33,29 +33,6 @@ _MOST_FACTORS = 64
 _MOST_CELLS, _MOST_OPERATIONS = 2**22, 256
 """Of an end that is compiled: a stranger's graph must not take its time and memory."""
 
-_KINDS = {
-    "Abs": "abs",
-    "Add": "add",
-    "Ceiling": "ceiling",
-    "Convert": "number",
-    "Divide": "divide",
-    "Equal": "equal",
-    "Floor": "floor",
-    "Greater": "greater",
-    "GreaterEqual": "greater_equal",
-    "Less": "less",
-    "LessEqual": "less_equal",
-    "Maximum": "maximum",
-    "Minimum": "minimum",
-    "Multiply": "multiply",
-    "Negative": "negative",
-    "NotEqual": "not_equal",
-    "Relu": "relu",
-    "Round": "round",
-    "Select": "select",
-    "Sqrt": "sqrt",
-    "Subtract": "subtract",
-}
 _VIEWS = {"Reshape", "Transpose", "Squeeze", "Unsqueeze"}
 
 Order = NDArray[np.intp]
@@ -134,7 +111,7 @@ class _End:
             before = _event_shape(op.input_value(0))
             stays = kind != "Transpose" or (_is_constant(op.input_value(1)) and _data(op.input_value(1))[0] == 0)
             return before is not None and math.prod(before) == math.prod(shape) and stays
-        if kind not in _KINDS or (kind == "Round" and op.get_attributes()["mode"] != "half_to_even"):
+        if kind not in KINDS or (kind == "Round" and op.get_attributes()["mode"] != "half_to_even"):
             return False
         if kind == "Convert" and (element_type(op.input_value(0)), element_type(op.output(0))) != ("boolean", "f32"):
             return False
@@ -338,7 +315,7 @@ class _End:
                         source = f"{name} {source}"
                         steps[source] = self._constant(value, op, orders, wanted)
                     inputs.append(same.get(source, source))
-                steps[name] = Step("sum" if kind == "ReduceSum" else _KINDS[kind], size, tuple(inputs))
+                steps[name] = Step("sum" if kind == "ReduceSum" else KINDS[kind], size, tuple(inputs))
         last = same.get(_name(self._last), _name(self._last))
         return {name: step for name, step in steps.items() if name != last} | {last: steps[last]}
 

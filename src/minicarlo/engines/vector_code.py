@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
 from itertools import accumulate
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -41,19 +42,32 @@ Call = Callable[[Sequence[int], int, int], None]
 """See `Kernel.prepare`."""
 
 
-class Kernel:
-    """A program compiled for this processor. Calls may run in several threads at once and hold no lock of Python's."""
+class Writer(Protocol):
+    """What writes a module with a function `run`: of `inputs` arrays, of constants, and in memory that is `scratch` before the
+    first call."""
 
-    def __init__(self, writer: _Writer) -> None:
-        self._code = compiled(writer.text())
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def constants(self) -> Sequence[Array]: ...
+    @property
+    def scratch(self) -> Array: ...
+    def text(self) -> str: ...
+
+
+class Kernel:
+    """A module compiled for this processor. Calls may run in several threads at once and hold no lock of Python's."""
+
+    def __init__(self, writer: Writer, text: str) -> None:
+        self._code = compiled(text)
         self._run = ctypes.CFUNCTYPE(None, *(ctypes.c_void_p,) * 4, ctypes.c_int64)(self._code.get_function_address("run"))
         self._constants = _aligned(writer.constants)
-        self._scratch_size, self._inputs = writer.scratch_size, writer.inputs
+        self._scratch, self._inputs = writer.scratch, writer.inputs
 
     def prepare(self) -> Call:
         """A function of the addresses of all inputs, the address of the result and a number of events: it computes these. It has
         memory of its own and is not to be called from two threads at once."""
-        scratch = np.empty(self._scratch_size, np.float32)
+        scratch = _aligned([self._scratch])
         addresses = np.zeros(self._inputs, np.uint64)
         places = [array.ctypes.data for array in (addresses, self._constants, scratch)]
 
@@ -68,12 +82,17 @@ _kernels: WeakValueDictionary[bytes, Kernel] = WeakValueDictionary()
 
 
 def kernel(program: Program) -> Kernel:
-    """`program` compiled; the same kernel for the same program."""
-    writer = _Writer(program)
-    digest = sha256(writer.text().encode() + b"".join(each.tobytes() for each in writer.constants)).digest()
+    """`program` compiled."""
+    return kernel_of(_Writer(program))
+
+
+def kernel_of(writer: Writer) -> Kernel:
+    """What `writer` writes, compiled; the same kernel for the same code and numbers."""
+    text = writer.text()
+    digest = sha256(text.encode() + b"".join(each.tobytes() for each in (*writer.constants, writer.scratch))).digest()
     found = _kernels.get(digest)
     if found is None:
-        found = _kernels[digest] = Kernel(writer)
+        found = _kernels[digest] = Kernel(writer, text)
     return found
 
 
@@ -127,7 +146,7 @@ class _Writer:
         self._ahead = self._row_values + len(self._passes.again) * self._row_length
         furthest = max((step.ahead for step in self.steps.values()), default=0)
         self._ahead_length = self._length + -(-furthest // LANES) * LANES
-        self.scratch_size = self._ahead + _EVENTS * len(self._passes.ahead) * self._ahead_length
+        self.scratch = np.zeros(self._ahead + _EVENTS * len(self._passes.ahead) * self._ahead_length, np.float32)
 
     def _in_rows(self, data: Array) -> Array:
         """Numbers of cells as (rows, row), or (row,) if all rows have the same."""
@@ -143,38 +162,10 @@ class _Writer:
         if self.program.turned:
             functions.append(self._turn())
         functions += [self._rows(), self._run()]
-        declared = [
-            f"declare {vector_type(lanes)} @llvm.{name}.{suffix(lanes)}({', '.join([vector_type(lanes)] * count)})"
-            for lanes in (1, LANES)
-            for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3))
-        ]
         code = "\n".join(functions)
-        declared += [f"declare {signature}" for name, signature in DECLARED.items() if name in code]
-        return "\n".join([*declared, code])
+        return "\n".join([*declared(code), code])
 
     # one value
-
-    def _operation(self, body: Body, step: Step, values: Sequence[str], lanes: int) -> str:
-        kind, type_ = step.kind, vector_type(lanes)
-        if kind in _BINARY:
-            return body.let(f"{_BINARY[kind]} {type_} {values[0]}, {values[1]}")
-        if kind in _INTRINSIC:
-            return body.intrinsic(_INTRINSIC[kind], lanes, values[0])
-        if kind in COMPARE:
-            return body.let(f"fcmp {COMPARE[kind]} {type_} {values[0]}, {values[1]}")
-        if kind in ("maximum", "minimum", "relu"):  # what is not a number stays so
-            first, second = values[0], values[1] if len(values) > 1 else body.number(0.0, lanes)
-            other = body.let(f"fcmp {'ogt' if kind == 'minimum' else 'olt'} {type_} {first}, {second}")
-            return self._select(body, other, second, first, lanes)
-        if kind == "select":
-            return self._select(body, values[0], values[1], values[2], lanes)
-        if kind == "number":
-            return self._select(body, values[0], body.number(1.0, lanes), body.number(0.0, lanes), lanes)
-        assert kind == "negative", kind
-        return body.let(f"fneg {type_} {values[0]}")
-
-    def _select(self, body: Body, which: str, first: str, second: str, lanes: int) -> str:
-        return body.let(f"select {mask_type(lanes)} {which}, {vector_type(lanes)} {first}, {vector_type(lanes)} {second}")
 
     def _constant_of_cells(self, body: Body, name: str, index: str, lanes: int, k: int = 0) -> str:
         """All that is known of sixteen cells lies together, so that it is one stream from memory."""
@@ -225,7 +216,7 @@ class _Writer:
                             known[name] = body.load(self._of_block(body, event, self._layers.index(name), within), lanes)
                         else:
                             values = [cell(each, known, event, start) for each in step.inputs]
-                            known[name] = self._operation(body, step, values, lanes)
+                            known[name] = operation(body, step, values, lanes)
                     return known[name]
 
                 for number, name in enumerate(targets, start=event * len(targets)):
@@ -289,7 +280,7 @@ class _Writer:
             elif step.kind == "input":
                 found[name] = body.load(body.place(inputs[step.index], event), 1)
             else:
-                found[name] = self._operation(body, step, [found[i] for i in step.inputs], 1)
+                found[name] = operation(body, step, [found[i] for i in step.inputs], 1)
         return found
 
     def _product(self, body: Body, name: str, inputs: list[str], starts: list[str], index: str, lanes: int) -> list[str]:
@@ -360,7 +351,7 @@ class _Writer:
                         place = body.place(inputs[step.index], body.times("%event", length), first, g)
                         known[name] = body.load(place, 1)
                     else:
-                        known[name] = self._operation(body, step, [scalar(i) for i in step.inputs], 1)
+                        known[name] = operation(body, step, [scalar(i) for i in step.inputs], 1)
                 return known[name]
 
             def cell(name: str, at: str, lanes: int, here: dict[str, str]) -> str:
@@ -379,7 +370,7 @@ class _Writer:
                 elif name in made and again is not None:
                     here[name] = body.load(body.place("%values", again, at), lanes)
                 else:
-                    here[name] = self._operation(body, step, [cell(i, at, lanes, here) for i in step.inputs], lanes)
+                    here[name] = operation(body, step, [cell(i, at, lanes, here) for i in step.inputs], lanes)
                     if again is not None:
                         body.store(here[name], body.place("%values", again, at), lanes)
                 return here[name]
@@ -469,3 +460,38 @@ class _Writer:
         whole = body.times(body.let(f"sdiv i64 %events, {_EVENTS}"), _EVENTS)
         body.loop(whole, "%events", 1, lambda first: events(first, 1))
         return function("run", "ptr %inputs, ptr %constants, ptr %scratch, ptr %out, i64 %events", body, public=True)
+
+
+def declared(code: str) -> list[str]:
+    """The declarations of the intrinsics that `code` calls."""
+    signatures = dict(DECLARED)
+    for lanes in (1, LANES):
+        for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3)):
+            called = f"@llvm.{name}.{suffix(lanes)}"
+            signatures[called] = f"{vector_type(lanes)} {called}({', '.join([vector_type(lanes)] * count)})"
+    return [f"declare {signature}" for name, signature in signatures.items() if f"{name}(" in code]
+
+
+def operation(body: Body, step: Step, values: Sequence[str], lanes: int) -> str:
+    """What a step makes of `values`, number by number."""
+    kind, type_ = step.kind, vector_type(lanes)
+    if kind in _BINARY:
+        return body.let(f"{_BINARY[kind]} {type_} {values[0]}, {values[1]}")
+    if kind in _INTRINSIC:
+        return body.intrinsic(_INTRINSIC[kind], lanes, values[0])
+    if kind in COMPARE:
+        return body.let(f"fcmp {COMPARE[kind]} {type_} {values[0]}, {values[1]}")
+    if kind in ("maximum", "minimum", "relu"):  # what is not a number stays so
+        first, second = values[0], values[1] if len(values) > 1 else body.number(0.0, lanes)
+        other = body.let(f"fcmp {'ogt' if kind == 'minimum' else 'olt'} {type_} {first}, {second}")
+        return _select(body, other, second, first, lanes)
+    if kind == "select":
+        return _select(body, values[0], values[1], values[2], lanes)
+    if kind == "number":
+        return _select(body, values[0], body.number(1.0, lanes), body.number(0.0, lanes), lanes)
+    assert kind == "negative", kind
+    return body.let(f"fneg {type_} {values[0]}")
+
+
+def _select(body: Body, which: str, first: str, second: str, lanes: int) -> str:
+    return body.let(f"select {mask_type(lanes)} {which}, {vector_type(lanes)} {first}, {vector_type(lanes)} {second}")

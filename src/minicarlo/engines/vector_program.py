@@ -16,6 +16,31 @@ Array = NDArray[np.float32]
 COMPARE = {"greater": "ogt", "greater_equal": "oge", "less": "olt", "less_equal": "ole", "equal": "oeq", "not_equal": "une"}
 """Steps that compare, and LLVM's names of the comparisons, false where something is not a number (`une`: true)."""
 
+KINDS = {
+    "Abs": "abs",
+    "Add": "add",
+    "Ceiling": "ceiling",
+    "Convert": "number",
+    "Divide": "divide",
+    "Equal": "equal",
+    "Floor": "floor",
+    "Greater": "greater",
+    "GreaterEqual": "greater_equal",
+    "Less": "less",
+    "LessEqual": "less_equal",
+    "Maximum": "maximum",
+    "Minimum": "minimum",
+    "Multiply": "multiply",
+    "Negative": "negative",
+    "NotEqual": "not_equal",
+    "Relu": "relu",
+    "Round": "round",
+    "Select": "select",
+    "Sqrt": "sqrt",
+    "Subtract": "subtract",
+}
+"""OpenVINO's operations on numbers, and the steps that they are."""
+
 Size = Literal["cells", "rows", "event"]
 
 

@@ -1,0 +1,336 @@
+"""The last convolutions of a network that a kernel of ours computes better than the runtime, found in its graph.
+
+Those are of few channels, in which a runtime leaves most of the arithmetic unit idle (`convolution_code`), and what is made of
+them number by number or only moved. The search goes from the result to the front, convolution by convolution, and ends at the
+first that is not understood, or that has channels enough.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicarlo.engines.account import mac_layers
+from minicarlo.engines.convolution_code import SUMS, Chain, ChainWriter, Coding, Convolution, Places
+from minicarlo.engines.dense import as_bytes, features_last, range_of_bytes, stored_weights, with_bias
+from minicarlo.engines.dense_code import computable
+from minicarlo.engines.kernel_end import KernelEnd, Taken
+from minicarlo.engines.runtime import InferencePrecision, element_type, event_shape
+from minicarlo.engines.vector_code import kernel_of
+from minicarlo.engines.vector_program import KINDS, Array, Step
+
+if TYPE_CHECKING:
+    import openvino
+
+_VIEWS = {"Reshape", "Squeeze", "Unsqueeze"}
+_MOVERS = {*_VIEWS, "Transpose", "Slice"}
+_MOST_ELEMENTS, _MOST_WEIGHTS, _MOST_ROWS, _MOST_STEPS = 2**22, 2**16, 256, 64
+"""Of a convolution. More weights than that do not stay in a cache near by, and such layers the runtime computes well."""
+
+
+def convolution_end(model: openvino.Model, precision: InferencePrecision = "f32") -> KernelEnd | None:
+    """The last convolutions of `model` as a kernel: those in int8, and in float32 if that is the `precision` of what is not
+    quantised. None if none of them has few channels. `model` is left as it was.
+    """
+    if len(model.outputs) != 1:
+        return None
+    model = model.clone()
+    last = model.outputs[0].get_node().input_value(0)
+    sample = event_shape(last)
+    if sample is None or element_type(last) != "f32":
+        return None
+    found: list[_Part] = []
+    value = last
+    while (part := _part(value, precision)) is not None and part.coding == (found[0].given if found else None):
+        found.insert(0, part)
+        value = part.convolution.input_value(0)
+    if not any(part.few_channels for part in found):
+        return None
+    source, order = _moved(value)
+    shape = event_shape(source)
+    if order is None or shape is None or len(shape) < 2 or math.prod(shape) > _MOST_ELEMENTS:
+        return None
+    layers = []
+    for number, part in enumerate(found):
+        layer = part.layer(order, shape, first=number == 0)
+        if layer is None:
+            return None
+        layers.append(layer)
+        order, shape = part.order, (len(part.weights), *layer.made)
+    chain = Chain(tuple(layers), _places_first(order, shape), math.prod(event_shape(source) or ()))
+    macs, total = mac_layers(model), sum(layer.macs for layer in layers)
+    taken = {
+        macs[part.convolution.get_friendly_name()]: Taken(part.format, layer.macs / total)
+        for part, layer in zip(found, layers, strict=True)
+    }
+    features = features_last(as_bytes(source) if found[0].given else source)
+    return KernelEnd(kernel_of(ChainWriter(chain)), sample, taken, [features], model.get_parameters(), last.get_names())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A convolution and what is made of it, up to a value.
+
+    `given` is how the features of its input become bytes (None: they are float32), `order` has for each element of the value the
+    number of that of the convolution's result, (rows, *places).
+    """
+
+    convolution: Any
+    weights: NDArray[np.int8] | Array
+    scale: Array
+    bias: Array
+    given: Coding | None
+    steps: dict[str, Step]
+    coding: Coding | None
+    order: Places
+
+    @property
+    def format(self) -> str:
+        return "fp32" if self.given is None else "int8"
+
+    @property
+    def few_channels(self) -> bool:
+        """Whether a runtime pads them."""
+        return bool(self.weights.shape[1] % 16)
+
+    def layer(self, order: Places, shape: tuple[int, ...], *, first: bool) -> Convolution | None:
+        """With its input's elements in an `order` of what is read, an event of which has `shape`, channels first: of what the
+        convolution before makes, or, with `first`, of what the runtime does. None if there is no byte for the zeros around it."""
+        depth, *grid = event_shape(self.convolution.input_value(0)) or ()
+        (_, *made), attributes = event_shape(self.convolution.output(0)) or (), self.convolution.get_attributes()
+        padding, offset = 0, self.bias.astype(np.float64)
+        scale = self.scale.astype(np.float64)
+        if self.given is not None:
+            low, step = self.given.low, self.given.step
+            padding = round(-low / step)
+            if not 0 <= padding <= 255 or abs(low + padding * step) > 1e-3 * step:
+                return None
+            offset = offset + low * scale * self.weights.sum(tuple(range(1, self.weights.ndim)), dtype=np.float64)
+            scale = scale * step
+        straight = not first and np.array_equal(order, np.arange(math.prod(shape)))
+        return Convolution(
+            self.weights,
+            scale.astype(np.float32),
+            offset.astype(np.float32),
+            tuple(grid),
+            tuple(attributes["pads_begin"]),
+            tuple(made),
+            padding,
+            self.steps,
+            self.coding,
+            None if straight else _places_first(order, shape).reshape(depth, -1).T.reshape(-1),
+        )
+
+
+def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: ANN401
+    """The convolution in front of `value`, if all between is understood and our code can compute it."""
+    between, convolution = _between(value)
+    if convolution is None or event_shape(convolution.output(0)) is None:
+        return None
+    attributes = convolution.get_attributes()
+    if {*attributes["strides"], *attributes["dilations"]} != {1}:
+        return None
+    stored = stored_weights(convolution.input_value(1).get_node())
+    if stored is None:
+        return None
+    weights, scale = stored
+    rows, made = len(weights), event_shape(convolution.output(0)) or ()
+    grid = event_shape(convolution.input_value(0))
+    if grid is None or weights.ndim < 3 or scale.size not in (1, rows) or rows > _MOST_ROWS or weights.size > _MOST_WEIGHTS:
+        return None
+    if max(math.prod(grid), math.prod(made)) > _MOST_ELEMENTS or len(between) > _MOST_STEPS or not computable(weights):
+        return None
+    given = None
+    if weights.dtype == np.int8:
+        ends = range_of_bytes(_moved(convolution.input_value(0))[0].get_node())
+        if ends is None:
+            return None
+        given = Coding(ends[0], (ends[1] - ends[0]) / 255)
+    elif precision != "f32":
+        return None
+    name, bias = with_bias(convolution, rows)
+    made_of = _steps(value, between, convolution, name, made)
+    if made_of is None:
+        return None
+    return _Part(convolution, weights, np.broadcast_to(scale.reshape(-1), rows), bias, given, *made_of)
+
+
+def _between(value: Any) -> tuple[list[Any], Any | None]:  # noqa: ANN401
+    """The operations from a convolution to `value`, each after those that it reads, and the convolution if there is one."""
+    found: dict[str, Any] = {}
+    convolution = None
+
+    def visit(node: Any) -> bool:  # noqa: ANN401
+        nonlocal convolution
+        kind, name = node.get_type_name(), node.get_name()
+        if name in found:
+            return True
+        if kind == "Convolution":
+            convolution = convolution or node
+            return bool(convolution.get_name() == name)
+        if kind not in (*_MOVERS, *KINDS, "PRelu", "BatchNormInference", "FakeQuantize") or len(found) > _MOST_STEPS:
+            return False
+        operands = node.input_values()[:1] if kind in _MOVERS else node.input_values()
+        if not all(_numbers(each) is not None or visit(each.get_node()) for each in operands):
+            return False
+        found[name] = node
+        return True
+
+    return (list(found.values()), convolution) if visit(value.get_node()) else ([], None)
+
+
+def _steps(value: Any, between: list[Any], convolution: Any, biased: str, made: tuple[int, ...]) -> tuple[Any, ...] | None:  # noqa: ANN401
+    """What is made of a convolution's result, how that becomes bytes, and the order of its elements."""
+    steps: dict[str, Step] = {}
+    straight = np.arange(math.prod(made))
+    names = {convolution.get_name(): SUMS}
+    orders = {convolution.get_name(): straight}
+    coding: Coding | None = None
+    if biased != convolution.get_name():
+        names[biased], orders[biased] = SUMS, straight
+    for op in between:
+        kind, name = op.get_type_name(), op.get_name()
+        if name in names:
+            continue
+        operands = [each for each in op.input_values() if _numbers(each) is None]
+        read = [each.get_node().get_name() for each in (op.input_values()[:1] if kind in _MOVERS else operands)]
+        order = orders[read[0]]
+        if any(not np.array_equal(orders[each], order) for each in read[1:]):
+            return None
+        if kind in _MOVERS:
+            changed = _after(op, order)
+            if changed is None:
+                return None
+            names[name], orders[name] = names[read[0]], changed
+            continue
+        if coding is not None or event_shape(op.output(0)) is None or element_type(op.output(0)) not in ("f32", "boolean"):
+            return None
+        if kind == "FakeQuantize":
+            ends = range_of_bytes(op)
+            if ends is None:
+                return None
+            coding = Coding(ends[0], (ends[1] - ends[0]) / 255)
+            names[name], orders[name] = names[read[0]], order
+            continue
+        known = [each for each in op.input_values() if _numbers(each) is not None]
+        constants = [_for_rows(each, op, made, straight=order is straight) for each in known]
+        if any(each is None for each in constants):
+            return None
+        more = _as_steps(op, name, [names[each] for each in read], constants)
+        if more is None:
+            return None
+        steps |= more
+        names[name], orders[name] = name, order
+    last = value.get_node().get_name()
+    used = names[last]
+    if used != SUMS and used != next(reversed(steps), SUMS):
+        return None
+    if element_type(value) != "f32" or (used == SUMS and steps):
+        return None
+    return steps, coding, orders[last]
+
+
+def _as_steps(op: Any, name: str, read: list[str], constants: list[Any]) -> dict[str, Step] | None:  # noqa: ANN401
+    """An operation on numbers as steps, the last of which has its name."""
+    kind = op.get_type_name()
+
+    def known(number: int) -> tuple[str, Step]:
+        return f"{name} {number}", Step("constant", "rows", data=constants[number])
+
+    if kind == "PRelu":
+        slope, zero = known(0), (f"{name} zero", Step("constant", "event", data=np.zeros(1, np.float32)))
+        below = (f"{name} below", Step("multiply", "cells", (read[0], slope[0])))
+        negative = (f"{name} negative", Step("less", "cells", (read[0], zero[0])))
+        return dict([slope, zero, below, negative, (name, Step("select", "cells", (negative[0], below[0], read[0])))])
+    if kind == "BatchNormInference":
+        gamma, beta, mean, variance = (np.asarray(each, np.float64) for each in constants)
+        factor = gamma / np.sqrt(variance + op.get_attributes()["epsilon"])
+        constants = [each.astype(np.float32) for each in (factor, beta - factor * mean)]
+        scaled = (f"{name} scaled", Step("multiply", "cells", (read[0], f"{name} 0")))
+        return dict([known(0), known(1), scaled, (name, Step("add", "cells", (scaled[0], f"{name} 1")))])
+    if kind == "Round" and op.get_attributes()["mode"] != "half_to_even":
+        return None
+    if kind == "Convert" and element_type(op.input_value(0)) != "boolean":
+        return None
+    variables, numbers = iter(read), iter(range(len(constants)))
+    steps, inputs = {}, []
+    for each in op.input_values():
+        if _numbers(each) is None:
+            inputs.append(next(variables))
+        else:
+            key, step = known(next(numbers))
+            steps[key] = step
+            inputs.append(key)
+    return steps | {name: Step(KINDS[kind], "cells", tuple(inputs))}
+
+
+def _for_rows(value: Any, op: Any, made: tuple[int, ...], *, straight: bool) -> Array | None:  # noqa: ANN401
+    """A constant as one number, or as one for each row of the convolution; None if it is neither."""
+    numbers = _numbers(value)
+    if numbers is None or element_type(value) != "f32":
+        return None
+    if numbers.size == 1:
+        return numbers.astype(np.float32).reshape(1)
+    if not straight or event_shape(op.output(0)) != made or numbers.size != made[0]:
+        return None
+    if op.get_type_name() in ("PRelu", "BatchNormInference") and numbers.ndim == 1:
+        return numbers.astype(np.float32)
+    wanted = (made[0], *(1,) * (len(made) - 1))
+    return numbers.astype(np.float32).reshape(-1) if numbers.shape[-len(made) :] == wanted else None
+
+
+def _numbers(value: Any) -> NDArray[Any] | None:  # noqa: ANN401
+    """A constant's numbers, also behind views of it; None of anything else."""
+    node = value.get_node()
+    if node.get_type_name() == "Constant":
+        return np.array(node.get_data())
+    if node.get_type_name() not in _VIEWS or value.get_partial_shape().is_dynamic:
+        return None
+    found = _numbers(node.input_value(0))
+    return None if found is None else found.reshape(tuple(value.get_shape()))
+
+
+def _moved(value: Any) -> tuple[Any, Places | None]:  # noqa: ANN401
+    """What a value is in front of all that only moves numbers, and the order in which it has that one's, if that is known."""
+    movers: list[Any] = []
+    while value.get_node().get_type_name() in _MOVERS:
+        movers.insert(0, value.get_node())
+        value = movers[0].input_value(0)
+    order: Places | None = np.arange(math.prod(event_shape(value) or ()))
+    for op in movers:
+        order = None if order is None else _after(op, order)
+    return value, order
+
+
+def _after(op: Any, order: Places) -> Places | None:  # noqa: ANN401
+    """The order of what an operation that moves numbers makes of a value in `order`; None if events do not stay apart."""
+    import openvino
+    from openvino import opset13 as operators
+
+    given, made = event_shape(op.input_value(0)), event_shape(op.output(0))
+    if given is None or made is None or math.prod(given) != len(order) or math.prod(made) > _MOST_ELEMENTS:
+        return None
+    kind = op.get_type_name()
+    if kind in _VIEWS:
+        return order if math.prod(made) == len(order) else None
+    if kind == "Transpose":
+        axes = _numbers(op.input_value(1))
+        stays = axes is not None and axes[0] == 0
+        return np.asarray(order.reshape(1, *given).transpose(axes)).reshape(-1) if stays else None
+    source = operators.parameter([1, *given], np.int32)
+    moved = openvino.Model([operators.slice(source.output(0), *op.input_values()[1:]).output(0)], [source])
+    found = openvino.Tensor(np.empty([1, *made], np.int32))
+    numbers = openvino.Tensor(order.astype(np.int32).reshape(1, *given))
+    if list(moved.outputs[0].get_partial_shape()) != [1, *made] or not moved.evaluate([found], [numbers]):
+        return None
+    return found.data.astype(np.int64).reshape(-1)
+
+
+def _places_first(order: Places, shape: tuple[int, ...]) -> Places:
+    """Numbers of elements of (channels, *places) as numbers of those of (*places, channels)."""
+    channel, place = np.divmod(order, math.prod(shape[1:]))
+    return place * shape[0] + channel
