@@ -22,6 +22,7 @@ from minicarlo.llvm import LANES, Body, function, has, mask_type, vector_type
 
 _FLOATS = vector_type(LANES)
 _ALIGNMENT = 64
+_ROUNDER = 1.5 * 2**23
 _STRAIGHT = 8
 """Words of a run that are multiplied without a loop."""
 
@@ -329,8 +330,10 @@ class _Layer:
             limit = body.number(end, LANES)
             which = body.let(f"fcmp {beyond} {_FLOATS} {counted}, {limit}")
             counted = body.let(f"select {mask_type(LANES)} {which}, {_FLOATS} {limit}, {_FLOATS} {counted}")
-        whole = body.let(f"fptosi {_FLOATS} {body.intrinsic('roundeven', LANES, counted)} to {INTEGERS}")
-        return body.let(f"trunc {INTEGERS} {whole} to <{LANES} x i8>")
+        # Beyond 2^23 a float has no fraction: what is added rounds, half to even, and the lowest bits are the number.
+        rounded = body.let(f"fadd {_FLOATS} {counted}, {body.number(_ROUNDER, LANES)}")
+        bits = body.let(f"bitcast {_FLOATS} {rounded} to {INTEGERS}")
+        return body.let(f"trunc {INTEGERS} {bits} to <{LANES} x i8>")
 
 
 def _store(body: Body, value: str, kind: str, place: str, count: int) -> None:

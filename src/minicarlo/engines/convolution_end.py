@@ -19,17 +19,21 @@ from minicarlo.engines.convolution_code import SUMS, Chain, ChainWriter, Coding,
 from minicarlo.engines.dense import as_bytes, features_last, range_of_bytes, stored_weights, with_bias
 from minicarlo.engines.dense_code import computable
 from minicarlo.engines.kernel_end import KernelEnd, Taken
-from minicarlo.engines.runtime import InferencePrecision, element_type, event_shape
+from minicarlo.engines.runtime import InferencePrecision, element_type, event_shape, one_at_a_time
 from minicarlo.engines.vector_code import kernel_of
 from minicarlo.engines.vector_program import KINDS, Array, Step
+from minicarlo.llvm import has
 
 if TYPE_CHECKING:
     import openvino
 
 _VIEWS = {"Reshape", "Squeeze", "Unsqueeze"}
 _MOVERS = {*_VIEWS, "Transpose", "Slice"}
-_MOST_ELEMENTS, _MOST_WEIGHTS, _MOST_ROWS, _MOST_STEPS = 2**22, 2**16, 256, 64
-"""Of a convolution. More weights than that do not stay in a cache near by, and such layers the runtime computes well."""
+_MOST_ELEMENTS, _MOST_ROWS, _MOST_STEPS = 2**22, 256, 64
+"""Of a convolution: a stranger's graph must not take time and memory."""
+
+_MOST_BYTES = 2**18
+"""Of a convolution's weights. More than that do not stay in a cache near by, and such layers the runtime computes well."""
 
 
 def convolution_end(model: openvino.Model, precision: InferencePrecision = "f32") -> KernelEnd | None:
@@ -38,7 +42,11 @@ def convolution_end(model: openvino.Model, precision: InferencePrecision = "f32"
     """
     if len(model.outputs) != 1:
         return None
-    model = model.clone()
+    with one_at_a_time:
+        return _end(model.clone(), precision)
+
+
+def _end(model: openvino.Model, precision: InferencePrecision) -> KernelEnd | None:
     last = model.outputs[0].get_node().input_value(0)
     sample = event_shape(last)
     if sample is None or element_type(last) != "f32":
@@ -46,6 +54,8 @@ def convolution_end(model: openvino.Model, precision: InferencePrecision = "f32"
     found: list[_Part] = []
     value = last
     while (part := _part(value, precision)) is not None and part.coding == (found[0].given if found else None):
+        if has("amx-int8") and not part.few_channels:  # which a matrix unit has more of than a vector has lanes
+            break
         found.insert(0, part)
         value = part.convolution.input_value(0)
     if not any(part.few_channels for part in found):
@@ -140,7 +150,7 @@ def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: A
     weights, scale = stored
     rows, made = len(weights), event_shape(convolution.output(0)) or ()
     grid = event_shape(convolution.input_value(0))
-    if grid is None or weights.ndim < 3 or scale.size not in (1, rows) or rows > _MOST_ROWS or weights.size > _MOST_WEIGHTS:
+    if grid is None or weights.ndim < 3 or scale.size not in (1, rows) or rows > _MOST_ROWS or weights.nbytes > _MOST_BYTES:
         return None
     if max(math.prod(grid), math.prod(made)) > _MOST_ELEMENTS or len(between) > _MOST_STEPS or not computable(weights):
         return None
@@ -241,6 +251,9 @@ def _as_steps(op: Any, name: str, read: list[str], constants: list[Any]) -> dict
     def known(number: int) -> tuple[str, Step]:
         return f"{name} {number}", Step("constant", "rows", data=constants[number])
 
+    if kind == "PRelu" and constants[0].min() >= 0 and constants[0].max() <= 1:
+        below = (f"{name} below", Step("multiply", "cells", (read[0], f"{name} 0")))
+        return dict([known(0), below, (name, Step("maximum", "cells", (read[0], below[0])))])
     if kind == "PRelu":
         slope, zero = known(0), (f"{name} zero", Step("constant", "event", data=np.zeros(1, np.float32)))
         below = (f"{name} below", Step("multiply", "cells", (read[0], slope[0])))
@@ -323,11 +336,11 @@ def _after(op: Any, order: Places) -> Places | None:  # noqa: ANN401
         return np.asarray(order.reshape(1, *given).transpose(axes)).reshape(-1) if stays else None
     source = operators.parameter([1, *given], np.int32)
     moved = openvino.Model([operators.slice(source.output(0), *op.input_values()[1:]).output(0)], [source])
-    found = openvino.Tensor(np.empty([1, *made], np.int32))
+    found: Any = openvino.Tensor(np.empty([1, *made], np.int32))
     numbers = openvino.Tensor(order.astype(np.int32).reshape(1, *given))
     if list(moved.outputs[0].get_partial_shape()) != [1, *made] or not moved.evaluate([found], [numbers]):
         return None
-    return found.data.astype(np.int64).reshape(-1)
+    return np.array(found.data, np.int64).reshape(-1)
 
 
 def _places_first(order: Places, shape: tuple[int, ...]) -> Places:

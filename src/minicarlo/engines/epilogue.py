@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from minicarlo.engines.account import biases, mac_layers
 from minicarlo.engines.dense import dense_end, readers
 from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.kernel_end import KernelEnd, Taken
-from minicarlo.engines.runtime import FORMATS, InferencePrecision, element_type, event_shape
+from minicarlo.engines.runtime import FORMATS, InferencePrecision, element_type, event_shape, one_at_a_time
 from minicarlo.engines.vector_code import Kernel, kernel
 from minicarlo.engines.vector_program import KINDS, Program, Size, Step
 
@@ -39,10 +38,6 @@ Order = NDArray[np.intp]
 """Of each element of a value the cell of the result that it belongs to."""
 
 
-_one_at_a_time = Lock()
-"""Two threads that ask OpenVINO for a constant's numbers for the first time wait for one another forever (2026.4.1)."""
-
-
 def epilogue(model: openvino.Model, precision: InferencePrecision = "f32") -> KernelEnd | None:
     """The end of `model` as a kernel; None when there is nothing to gain, or something that is not understood.
 
@@ -52,7 +47,7 @@ def epilogue(model: openvino.Model, precision: InferencePrecision = "f32") -> Ke
     """
     if len(model.outputs) != 1:
         return None
-    with _one_at_a_time:
+    with one_at_a_time:
         for dense in (True, False):
             end = _End(model.clone(), precision, dense=dense)
             program = end.program() if end.pays() else None

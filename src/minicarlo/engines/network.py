@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from minicarlo.engines.account import RuntimeAccount
 from minicarlo.engines.base import Key, PrecisionReport
+from minicarlo.engines.convolution_end import convolution_end
 from minicarlo.engines.epilogue import epilogue
 from minicarlo.engines.kernel_end import NAME, KernelEnd
 from minicarlo.engines.runtime import AS_PLANNED, EMULATION, InferencePrecision, available, core, event_shape, keep_products_apart
@@ -39,9 +40,9 @@ class OpenVinoNetwork(RuntimeAccount):
     runtime takes the time of each layer (`layer_seconds`), at some cost in speed. With `emulate` what is int8 in the model is
     computed in float32 on the same rounded numbers.
 
-    On the processor, an element-wise end for which it pays is computed by a kernel of ours, in float32
-    (`minicarlo.engines.epilogue`), as an operation of the runtime's graph; of single events it is called when the runtime is
-    done, which costs less (but not where times are taken). The runtime computes everything with `whole` or `emulate`.
+    On the processor, an end for which it pays is computed by a kernel of ours (`minicarlo.engines.epilogue`,
+    `minicarlo.engines.convolution_end`), as an operation of the runtime's graph; of single events it is called when the runtime
+    is done, which costs less (but not where times are taken). The runtime computes everything with `whole` or `emulate`.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class OpenVinoNetwork(RuntimeAccount):
         self._watch(model)
         on_processor = device == "CPU"
         precision = available(inference_precision) if on_processor else "f32"
-        end = epilogue(model, precision) if on_processor and not (whole or emulate) else None
+        ours = on_processor and not (whole or emulate)
+        end = (epilogue(model, precision) or convolution_end(model, precision)) if ours else None
         self._ours = {} if end is None else end.taken
         self._end = end if batch == 1 and not profile else None  # whose time only the runtime takes
         self._names = [tensor_name(port) for port in model.outputs]

@@ -8,6 +8,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,6 +35,9 @@ ELEMENTWISE = {
     "Swish",
     "Tanh",
 }
+one_at_a_time = Lock()
+"""Two threads that ask OpenVINO for a constant's numbers for the first time wait for one another forever (2026.4.1)."""
+
 MOVERS = frozenset("Concat DepthToSpace Reshape Slice StridedSlice Transpose".split())
 """Operations that only move values."""
 
