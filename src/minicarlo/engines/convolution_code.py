@@ -159,9 +159,8 @@ class ChainWriter:
         layer = self.chain.convolutions[number]
         assert layer.moved is not None
         strides = _strides(layer.padded, layer.weights.shape[1] * layer.bytes_each)
-        axes = np.meshgrid(*(np.arange(size) for size in layer.grid), np.arange(layer.weights.shape[1]), indexing="ij")
-        target = sum(axis * stride for axis, stride in zip(axes, (*strides, layer.bytes_each), strict=True))
-        target = np.asarray(target).reshape(-1) + self._grids[number] + _within(layer.before, strides)
+        target = _offsets((*layer.grid, layer.weights.shape[1]), (*strides, layer.bytes_each))
+        target += self._grids[number] + _within(layer.before, strides)
         return self._copies(f"move{number}", layer.moved * layer.bytes_each, target, layer.bytes_each, "%memory")
 
     def _result(self) -> str:
@@ -228,14 +227,12 @@ class _Layer:
         weights = weights.reshape(self._runs, self._words, together, -1).swapaxes(2, 3)
         strides = _strides(layer.padded, depth * layer.bytes_each)
         self._step = strides[-1]
-        starts = np.indices(window[:-1]).reshape(len(window) - 1, -1).T @ np.array(strides[:-1], np.int64).reshape(-1)
         self._weights = writer.store(weights)
-        self._starts = writer.store(starts.astype(np.int64))
+        self._starts = writer.store(_offsets(window[:-1], strides))
         self._affine = [writer.store(self._padded(each)) for each in (layer.scale, layer.offset)]
         self._kind, self._target, target_strides = writer.target(number)
-        lines = np.indices(layer.made[:-1]).reshape(len(layer.made) - 1, -1).T
-        both = [lines @ np.array(each[:-1], np.int64).reshape(-1) for each in (strides, target_strides)]
-        self._lines, self._count = writer.store(np.stack(both, 1).astype(np.int64)), len(lines)
+        lines = [_offsets(layer.made[:-1], each) for each in (strides, target_strides)]
+        self._lines, self._count = writer.store(np.stack(lines, 1)), len(lines[0])
         self._target_step = target_strides[-1]
         self._numbers = {
             name: writer.store(self._padded(step.data))
@@ -365,6 +362,14 @@ def _append(memory: bytearray, more_of_it: bytes) -> int:
 def _strides(places: Sequence[int], size: int) -> tuple[int, ...]:
     """Bytes from one place to the next along each axis, of `size` each."""
     return tuple(size * math.prod(places[axis + 1 :]) for axis in range(len(places)))
+
+
+def _offsets(lengths: Sequence[int], strides: Sequence[int]) -> Places:
+    """How far each place is from the first, the last axis fastest."""
+    found = np.zeros(1, np.int64)
+    for length, stride in zip(lengths, strides, strict=False):
+        found = np.add.outer(found, np.arange(length) * stride).reshape(-1)
+    return found
 
 
 def _within(place: Sequence[int], strides: Sequence[int]) -> int:
