@@ -52,10 +52,11 @@ class Convolution:
         before: places of padding along each axis in front of them.
         made: places of the result along each axis.
         padding: what stands for zero among the features.
-        steps: values by name, made of `SUMS` and constants of one number or one for each row; the last one is the result.
+        steps: values by name, made of `SUMS` and constants of one number, one for each row, or (places, rows); the last one is
+            the result.
         coding: how the result becomes bytes; None if it stays float32.
-        moved: of each element of the input (*grid, depth) the number of the element of what is read; None if the convolution
-            before this one makes the input as it is.
+        moved: of each element of the input (*grid, depth) the number of the element of what is read; None if that is the input.
+        reads: the number of the convolution whose result is read, -1 for what is given.
     """
 
     weights: NDArray[np.int8] | Array
@@ -68,6 +69,7 @@ class Convolution:
     steps: Mapping[str, Step]
     coding: Coding | None
     moved: Places | None
+    reads: int
 
     @property
     def bytes_each(self) -> int:
@@ -80,187 +82,248 @@ class Convolution:
         return tuple(made + length - 1 for made, length in zip(self.made, self.weights.shape[2:], strict=True))
 
     @property
+    def row_bytes(self) -> int:
+        """Of what is made of a place."""
+        return self.weights.shape[0] * (4 if self.coding is None else 1)
+
+    @property
+    def made_bytes(self) -> int:
+        """Of what is made of an event, as whole floats."""
+        return int(-(-math.prod(self.made) * self.row_bytes // 4) * 4)
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of an event."""
         return self.weights.size * math.prod(self.made)
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Convolutions one after another. `order` has for each number of the result that of the element of what the last one makes,
-    (*places, rows), and `read` is the number of features of an event that the first one finds."""
+class Trunk:
+    """Convolutions, each after the one that it reads.
+
+    Attributes:
+        convolutions: in their order.
+        read: the number of features of an event that the first ones find.
+        results: the numbers of those whose results are asked for, (*places, rows).
+    """
 
     convolutions: tuple[Convolution, ...]
-    order: Places
     read: int
+    results: tuple[int, ...]
 
 
-class ChainWriter:
-    """The module of a chain, and the memory that it needs. The one input has (events, elements) as the first one reads it."""
+class TrunkWriter:
+    """The functions of a trunk, and the memory and the constants that they need.
 
-    inputs = 1
+    `trunk` computes an event: of its features, of the constants and the memory, both aligned and the memory as `memory` is in the
+    beginning, into what its results need, one after another.
+    """
 
-    def __init__(self, chain: Chain) -> None:
-        self.chain = chain
-        self._constants = bytearray()
-        memory = bytearray()
-        self._grids, self._results, self._layers = [], [], []
-        for layer in chain.convolutions:
-            filler = np.full(math.prod(layer.padded) * layer.weights.shape[1], layer.padding, _feature(layer))
-            self._grids.append(_append(memory, filler.tobytes() + bytes(_ALIGNMENT)))  # a run of bytes is read as whole words
-        for layer, later in zip(chain.convolutions, [*chain.convolutions[1:], None], strict=True):
-            kind = np.dtype(np.float32) if later is None else _feature(later)
-            dense = later is None or later.moved is not None
-            size = math.prod(layer.made) * layer.weights.shape[0] * kind.itemsize
-            self._results.append(_append(memory, bytes(size)) if dense else None)
-        for number, layer in enumerate(chain.convolutions):
-            self._layers.append(_Layer(self, number, layer))
-        self.scratch = np.frombuffer(bytes(memory) + bytes(-len(memory) % 4), np.float32)
-        self._code = self._text()
-        self.constants = [np.frombuffer(bytes(self._constants) + bytes(_ALIGNMENT), np.float32)]
+    def __init__(self, trunk: Trunk) -> None:
+        self._trunk = trunk
+        self._constants, memory = bytearray(), bytearray()
+        convolutions = trunk.convolutions
+        self._direct = {
+            number
+            for number in {layer.reads for layer in convolutions} - {-1, *trunk.results}
+            if all(layer.moved is None for layer in convolutions if layer.reads == number)
+            and len({layer.padding for layer in convolutions if layer.reads == number}) == 1
+        }
+        self._grids: list[_Grid] = []
+        for number in range(len(convolutions)):
+            self._grids.append(self._grid(number))
+        for grid in dict.fromkeys(self._grids):
+            grid.start = _append(memory, grid.filler.tobytes() + bytes(_ALIGNMENT))  # a run of bytes is read as whole words
+        kept = {layer.reads for layer in convolutions} - {-1, *self._direct, *trunk.results}
+        self._dense = {number: _append(memory, bytes(convolutions[number].made_bytes)) for number in sorted(kept)}
+        self._layers = [_Layer(self, number, layer) for number, layer in enumerate(convolutions)]
+        functions = [layer.text() for layer in self._layers]
+        functions += [self._moves(number) for number, grid in enumerate(self._grids) if grid.moved is not None]
+        self._code = "\n".join([*functions, self._run()])
+        self.memory = np.frombuffer(bytes(memory) + bytes(-len(memory) % _ALIGNMENT), np.float32)
 
     def text(self) -> str:
-        """The whole module."""
+        """All functions."""
         return self._code
+
+    @property
+    def constants(self) -> Array:
+        """All constants so far."""
+        return np.frombuffer(bytes(self._constants) + bytes(-len(self._constants) % _ALIGNMENT), np.float32)
 
     def store(self, numbers: NDArray[Any]) -> int:
         """Where in the constants `numbers` are put, in bytes."""
         return _append(self._constants, np.ascontiguousarray(numbers).tobytes())
 
-    def target(self, number: int) -> tuple[str, int, tuple[int, ...]]:
-        """What a convolution's result is stored as, where in memory its first place lies, and how far from one to the next, in
-        bytes, along each axis."""
-        convolutions = self.chain.convolutions
-        layer, later = convolutions[number], convolutions[number + 1] if number + 1 < len(convolutions) else None
-        kind = "float" if later is None or later.bytes_each == 4 else "i8"
-        result = self._results[number]
-        size = layer.weights.shape[0] * (4 if kind == "float" else 1)
-        if result is not None or later is None:
-            return kind, result or 0, _strides(layer.made, size)
-        strides = _strides(later.padded, size)
-        return kind, self._grids[number + 1] + _within(later.before, strides), strides
+    def window(self, number: int) -> tuple[int, tuple[int, ...]]:
+        """Where in memory a convolution's first window begins, and the bytes from one place to the next along each axis."""
+        grid, layer = self._grids[number], self._trunk.convolutions[number]
+        ahead = [most - each for most, each in zip(grid.before, layer.before, strict=True)]
+        return grid.start + _within(ahead, grid.strides), grid.strides
 
-    def grid(self, number: int) -> int:
-        """Where the features of a convolution begin, with their padding."""
-        return self._grids[number]
+    def target(self, number: int) -> tuple[int | None, tuple[int, ...]]:
+        """Where in memory the first place of a convolution's result lies, None if that is a result that is asked for, and the
+        bytes from one place to the next along each axis."""
+        layer = self._trunk.convolutions[number]
+        if number in self._direct:
+            grid = next(grid for grid, later in zip(self._grids, self._trunk.convolutions, strict=True) if later.reads == number)
+            return grid.start + _within(grid.before, grid.strides), grid.strides
+        return self._dense.get(number), _strides(layer.made, layer.row_bytes)
 
-    def _text(self) -> str:
-        functions = []
-        for number, layer in enumerate(self._layers):
-            if layer.layer.moved is not None:
-                functions.append(self._moves(number))
-            functions.append(layer.text())
-        functions += [self._result(), self._run()]
-        code = "\n".join(functions)
-        return "\n".join([*declared(code), code])
+    def _grid(self, number: int) -> _Grid:
+        """The memory that a convolution reads; those that read the same read the same memory."""
+        layer = self._trunk.convolutions[number]
+        if layer.reads not in self._direct:
+            moved = layer.moved if layer.moved is not None else np.arange(math.prod(layer.grid) * layer.weights.shape[1])
+            return _Grid([layer], moved)
+        first = next(each for each, other in enumerate(self._trunk.convolutions) if other.reads == layer.reads)
+        same = [each for each in self._trunk.convolutions if each.reads == layer.reads]
+        return _Grid(same, None) if number == first else self._grids[first]
 
     def _moves(self, number: int) -> str:
         """The features of a convolution to where it reads them."""
-        layer = self.chain.convolutions[number]
-        assert layer.moved is not None
-        strides = _strides(layer.padded, layer.weights.shape[1] * layer.bytes_each)
-        target = _offsets((*layer.grid, layer.weights.shape[1]), (*strides, layer.bytes_each))
-        target += self._grids[number] + _within(layer.before, strides)
-        return self._copies(f"move{number}", layer.moved * layer.bytes_each, target, layer.bytes_each, "%memory")
-
-    def _result(self) -> str:
-        """The numbers of the result, in their order."""
-        source = self.chain.order * 4
-        return self._copies("result", source, np.arange(len(source), dtype=np.int64) * 4, 4, "%out")
-
-    def _copies(self, name: str, source: Places, target: Places, size: int, base: str) -> str:
-        """From `%source` to `base`, both in bytes, so many at a time as always lie together."""
-        unit = max(
-            each
-            for each in (size, 2 * size, 4 * size, 8)
-            if each <= 8 and all(_together(p, each // size, size) for p in (source, target))
-        )
-        source, target = source[:: unit // size], target[:: unit // size]
-        body = Body()
-        places = [self.store(each.astype(np.int32)) for each in (source, target)]
-        straight = np.array_equal(target, np.arange(len(target)) * unit)
-        kind = f"i{8 * unit}"
-
-        def one(index: str) -> None:
-            offsets = [
-                body.let(f"zext i32 {body.get(body.at(body.at('%constants', place, 'i8'), index, 'i32'), 'i32')} to i64")
-                for place in (places[:1] if straight else places)
-            ]
-            value = body.get(body.at("%source", offsets[0], "i8"), kind, 1)
-            body.put(value, body.at(base, body.times(index, unit) if straight else offsets[1], "i8"), kind, 1)
-
-        body.loop(0, len(source), 1, one)
-        return function(name, f"ptr noalias %source, ptr noalias %constants, ptr noalias {base}", body)
+        layer, grid = self._trunk.convolutions[number], self._grids[number]
+        assert grid.moved is not None
+        target = _offsets((*layer.grid, layer.weights.shape[1]), (*grid.strides, layer.bytes_each))
+        target += grid.start + _within(grid.before, grid.strides)
+        return copies(self, f"move{number}", grid.moved * layer.bytes_each, target, layer.bytes_each)
 
     def _run(self) -> str:
         body = Body()
-        first = self.chain.convolutions[0]
-        given = body.get("%inputs", "ptr")
-        cells = len(self.chain.order)
+        outs = {number: f"%out{place}" for place, number in enumerate(self._trunk.results)}
+        for number, layer in enumerate(self._trunk.convolutions):
+            if self._grids[number].moved is not None:
+                source = "%source"
+                if layer.reads >= 0:
+                    source = outs.get(layer.reads) or body.at("%memory", self._dense[layer.reads], "i8")
+                body.do(f"call void @move{number}(ptr {source}, ptr %constants, ptr %memory)")
+            place, _ = self.target(number)
+            target = outs[number] if place is None else body.at("%memory", place, "i8")
+            body.do(f"call void @convolve{number}(ptr %constants, ptr %memory, ptr {target})")
+        given = ", ".join(f"ptr {out}" for out in outs.values())
+        return function("trunk", f"ptr %source, ptr %constants, ptr %memory, {given}", body)
+
+
+class ChainWriter:
+    """The module of a trunk with one result, of which `order` has for each number that is asked for that of the element,
+    (*places, rows). The one input has (events, elements) as the first convolution reads it."""
+
+    inputs = 1
+
+    def __init__(self, trunk: Trunk, order: Places) -> None:
+        self._trunk, self._order = trunk, order
+        writer = TrunkWriter(trunk)
+        source = order * 4
+        result = copies(writer, "result", source, np.arange(len(source), dtype=np.int64) * 4, 4)
+        self._made = writer.memory.size * 4
+        self.scratch = np.pad(writer.memory, (0, trunk.convolutions[-1].made_bytes // 4))
+        self.constants = [writer.constants]
+        self._functions = [writer.text(), result, self._run()]
+
+    def text(self) -> str:
+        """The whole module."""
+        code = "\n".join(self._functions)
+        return "\n".join([*declared(code), code])
+
+    def _run(self) -> str:
+        body = Body()
+        given, made = body.get("%inputs", "ptr"), body.at("%scratch", self._made, "i8")
 
         def event(number: str) -> None:
-            source = body.at(given, body.times(number, self.chain.read * first.bytes_each), "i8")
-            for index, layer in enumerate(self.chain.convolutions):
-                if layer.moved is not None:
-                    place = source if index == 0 else body.at("%scratch", self._results[index - 1] or 0, "i8")
-                    body.do(f"call void @move{index}(ptr {place}, ptr %constants, ptr %scratch)")
-                body.do(f"call void @convolve{index}(ptr %constants, ptr %scratch)")
-            place = body.at("%scratch", self._results[-1] or 0, "i8")
-            body.do(f"call void @result(ptr {place}, ptr %constants, ptr {body.place('%out', body.times(number, cells))})")
+            source = body.at(given, body.times(number, self._trunk.read * self._trunk.convolutions[0].bytes_each), "i8")
+            body.do(f"call void @trunk(ptr {source}, ptr %constants, ptr %scratch, ptr {made})")
+            out = body.place("%out", body.times(number, len(self._order)))
+            body.do(f"call void @result(ptr {made}, ptr %constants, ptr {out})")
 
         body.loop(0, "%events", 1, event)
         return function("run", "ptr %inputs, ptr %constants, ptr %scratch, ptr %out, i64 %events", body, public=True)
 
 
+def copies(writer: TrunkWriter, name: str, source: Places, target: Places, size: int) -> str:
+    """A function that copies elements of `size` bytes from one memory to another, so many at a time as always lie together."""
+    units = [each for each in (size, 2 * size, 4 * size, 8) if each <= 8]
+    unit = max(each for each in units if all(_together(places, each // size, size) for places in (source, target)))
+    source, target = source[:: unit // size], target[:: unit // size]
+    body = Body()
+    straight = np.array_equal(target, np.arange(len(target)) * unit)
+    tables = [writer.store(each.astype(np.int32)) for each in ((source,) if straight else (source, target))]
+    kind = f"i{8 * unit}"
+
+    def one(index: str) -> None:
+        entries = [body.get(body.at(body.at("%constants", table, "i8"), index, "i32"), "i32") for table in tables]
+        offsets = [body.let(f"zext i32 {entry} to i64") for entry in entries]
+        value = body.get(body.at("%source", offsets[0], "i8"), kind, 1)
+        body.put(value, body.at("%target", body.times(index, unit) if straight else offsets[1], "i8"), kind, 1)
+
+    body.loop(0, len(source), 1, one)
+    return function(name, "ptr noalias %source, ptr noalias %constants, ptr noalias %target", body)
+
+
+class _Grid:
+    """Features with what surrounds them, as some convolutions read them; `moved` as in `Convolution`."""
+
+    def __init__(self, readers: Sequence[Convolution], moved: Places | None) -> None:
+        self.moved, self.start = moved, 0
+        axes = range(len(readers[0].grid))
+        self.before = tuple(max(each.before[axis] for each in readers) for axis in axes)
+        lengths = [max(self.before[axis] - each.before[axis] + each.padded[axis] for each in readers) for axis in axes]
+        lengths = [max(length, self.before[axis] + readers[0].grid[axis]) for axis, length in enumerate(lengths)]
+        depth = readers[0].weights.shape[1]
+        kind = np.uint8 if readers[0].bytes_each == 1 else np.float32
+        self.filler = np.full(math.prod(lengths) * depth, readers[0].padding, kind)
+        self.strides = _strides(lengths, depth * readers[0].bytes_each)
+
+
 class _Layer:
     """The function of one convolution."""
 
-    def __init__(self, writer: ChainWriter, number: int, layer: Convolution) -> None:
-        self.layer, self._writer, self._number = layer, writer, number
+    def __init__(self, writer: TrunkWriter, number: int, layer: Convolution) -> None:
+        self._layer, self._number = layer, number
         self._arithmetic, together = ARITHMETIC[layer.weights.dtype], 4 // layer.bytes_each
         rows, depth, *window = layer.weights.shape
-        self._rows, self.vectors = rows, -(-rows // LANES)
+        self._rows, self._vectors = rows, -(-rows // LANES)
+        self._row = 4 * self._vectors * LANES  # bytes of a number of each row
         self._runs, run = math.prod(window[:-1]), window[-1] * depth
         self._words = -(-run // together)
-        weights = np.zeros((self._runs, self._words * together, self.vectors * LANES), layer.weights.dtype)
+        weights = np.zeros((self._runs, self._words * together, self._vectors * LANES), layer.weights.dtype)
         weights[:, :run, :rows] = np.moveaxis(layer.weights, (0, 1), (-1, -2)).reshape(self._runs, run, rows)
-        weights = weights.reshape(self._runs, self._words, together, -1).swapaxes(2, 3)
-        strides = _strides(layer.padded, depth * layer.bytes_each)
-        self._step = strides[-1]
-        self._weights = writer.store(weights)
+        self._weights = writer.store(weights.reshape(self._runs, self._words, together, -1).swapaxes(2, 3))
+        self._start, strides = writer.window(number)
+        _, target_strides = writer.target(number)
+        self._step, self._target_step = strides[-1], target_strides[-1]
         self._starts = writer.store(_offsets(window[:-1], strides))
-        self._affine = [writer.store(self._padded(each)) for each in (layer.scale, layer.offset)]
-        self._kind, self._target, target_strides = writer.target(number)
         lines = [_offsets(layer.made[:-1], each) for each in (strides, target_strides)]
         self._lines, self._count = writer.store(np.stack(lines, 1)), len(lines[0])
-        self._target_step = target_strides[-1]
-        self._numbers = {
-            name: writer.store(self._padded(step.data))
-            for name, step in layer.steps.items()
-            if step.data is not None and step.data.size > 1
-        }
+        self._affine = [writer.store(self._padded(each)) for each in (layer.scale, layer.offset)]
+        known = {name: step.data for name, step in layer.steps.items() if step.data is not None and step.data.size > 1}
+        self._numbers = {name: writer.store(self._padded(data)) for name, data in known.items()}
+        self._of_places = {name for name, data in known.items() if data.ndim > 1}
 
     def _padded(self, numbers: Array) -> Array:
-        return np.pad(numbers.astype(np.float32), (0, self.vectors * LANES - len(numbers)))
+        """(..., rows) as whole vectors."""
+        more_rows = self._vectors * LANES - numbers.shape[-1]
+        return np.pad(numbers.astype(np.float32), [(0, 0)] * (numbers.ndim - 1) + [(0, more_rows)])
 
     def text(self) -> str:
         """`convolve`: all lines of places along the last axis, some places at a time."""
         body = Body()
-        grid = body.at("%scratch", self._writer.grid(self._number), "i8")
-        made = body.at("%scratch", self._target, "i8")
-        length = self.layer.made[-1]
-        most = max(1, (24 if has("avx512f") else 6) // self.vectors)  # as many sums as there are registers for
+        grid = body.at("%memory", self._start, "i8")
+        length = self._layer.made[-1]
+        most = max(1, (24 if has("avx512f") else 6) // self._vectors)  # as many sums as there are registers for
         groups = -(-length // most)
         size, larger = divmod(length, groups)
 
         def line(number: str) -> None:
             entry = body.at(body.at("%constants", self._lines, "i8"), body.times(number, 2))
             source = body.at(grid, body.get(entry), "i8")
-            target = body.at(made, body.get(body.at(entry, 1)), "i8")
+            target = body.at("%target", body.get(body.at(entry, 1)), "i8")
+            first = body.times(number, length) if self._of_places else "0"
 
             def group(place: str, count: int) -> None:
                 start = body.at(source, body.times(place, self._step), "i8")
-                self._group(body, start, body.at(target, body.times(place, self._target_step), "i8"), count)
+                made = body.at(target, body.times(place, self._target_step), "i8")
+                numbers = body.times(body.integer("add", first, place), self._row) if self._of_places else "0"
+                self._group(body, start, made, numbers, count)
 
             whole = larger * (size + 1)
             if larger:
@@ -268,60 +331,59 @@ class _Layer:
             body.loop(whole, length, size, lambda place: group(place, size))
 
         body.loop(0, self._count, 1, line)
-        return function(f"convolve{self._number}", "ptr noalias %constants, ptr noalias %scratch", body)
+        return function(f"convolve{self._number}", "ptr noalias %constants, ptr %memory, ptr %target", body)
 
-    def _group(self, body: Body, source: str, target: str, count: int) -> None:
+    def _group(self, body: Body, source: str, target: str, numbers: str, count: int) -> None:
+        """Some places one after another; `numbers` is where, in bytes, those of the first place lie among those of all."""
         kind = self._arithmetic.sums
-        sums = [[body.variable("zeroinitializer", kind) for _ in range(self.vectors)] for _ in range(count)]
+        sums = [[body.variable("zeroinitializer", kind) for _ in range(self._vectors)] for _ in range(count)]
 
-        def word(run: str, weights: str, step: str | int) -> None:
-            block = body.at(
-                weights,
-                body.times(step, self.vectors * LANES * 4) if isinstance(step, str) else step * self.vectors * LANES * 4,
-                "i8",
-            )
-            parts = [body.get(body.at(block, v * LANES * 4, "i8"), INTEGERS, 64) for v in range(self.vectors)]
-            word_at = body.at(run, step, "i32")
+        def word(features: str, weights: str, step: str | int) -> None:
+            parts = [body.get(body.at(weights, v * LANES * 4, "i8"), INTEGERS, 64) for v in range(self._vectors)]
+            here = body.at(features, step, "i32")
             for place, of_place in enumerate(sums):
-                value = body.splat(body.get(body.at(word_at, place * self._step, "i8"), "i32", 1), LANES, "i32")
+                value = body.splat(body.get(body.at(here, place * self._step, "i8"), "i32", 1), LANES, "i32")
                 for so_far, part in zip(of_place, parts, strict=True):
                     body.put(more(body, self._arithmetic, body.get(so_far, kind), value, part), so_far, kind)
 
         def run(number: str) -> None:
-            offset = body.get(body.at(body.at("%constants", self._starts, "i8"), number))
-            features = body.at(source, offset, "i8")
-            weights = body.at(
-                body.at("%constants", self._weights, "i8"), body.times(number, self._words * self.vectors * LANES * 4), "i8"
-            )
+            features = body.at(source, body.get(body.at(body.at("%constants", self._starts, "i8"), number)), "i8")
+            weights = body.at("%constants", self._weights, "i8")
+            weights = body.at(weights, body.times(number, self._words * self._row), "i8")
             if self._words <= _STRAIGHT:
                 for step in range(self._words):
-                    word(features, weights, step)
+                    word(features, body.at(weights, step * self._row, "i8"), step)
             else:
-                body.loop(0, self._words, 1, lambda step: word(features, weights, step))
+                body.loop(0, self._words, 1, lambda at: word(features, body.at(weights, body.times(at, self._row), "i8"), at))
 
         body.loop(0, self._runs, 1, run)
+        width = 4 if self._layer.coding is None else 1
         for place, of_place in enumerate(sums):
+            here = body.integer("add", numbers, place * self._row) if self._of_places else "0"
             for vector, total in enumerate(of_place):
-                value = self._finished(body, body.get(total, kind), vector)
-                size = min(LANES, self._rows - vector * LANES)
-                where = place * self._target_step + vector * LANES * (4 if self._kind == "float" else 1)
-                _store(body, value, self._kind, body.at(target, where, "i8"), size)
+                value = self._finished(body, body.get(total, kind), vector, here)
+                where = body.at(target, place * self._target_step + vector * LANES * width, "i8")
+                _store(body, value, "float" if width == 4 else "i8", where, min(LANES, self._rows - vector * LANES))
 
-    def _finished(self, body: Body, total: str, vector: int) -> str:
+    def _finished(self, body: Body, total: str, vector: int, numbers: str) -> str:
         """What is made of sixteen sums: floats, or bytes."""
-        scale, offset = (body.load(body.at("%constants", place + vector * LANES * 4, "i8"), LANES) for place in self._affine)
-        known = {SUMS: scaled(body, self._arithmetic, total, scale, offset)}
-        for name, step in self.layer.steps.items():
+
+        def stored(place: int, *, of_places: bool = False) -> str:
+            start = body.at("%constants", place + vector * LANES * 4, "i8")
+            return body.load(body.at(start, numbers, "i8") if of_places else start, LANES)
+
+        known = {SUMS: scaled(body, self._arithmetic, total, *(stored(each) for each in self._affine))}
+        for name, step in self._layer.steps.items():
             if name in self._numbers:
-                known[name] = body.load(body.at("%constants", self._numbers[name] + vector * LANES * 4, "i8"), LANES)
+                known[name] = stored(self._numbers[name], of_places=name in self._of_places)
             elif step.data is not None:
                 known[name] = body.number(float(step.data.item()), LANES)
             else:
                 known[name] = operation(body, step, [known[each] for each in step.inputs], LANES)
-        value = known[next(reversed([SUMS, *self.layer.steps]))]
-        if self.layer.coding is None:
+        value = known[next(reversed([SUMS, *self._layer.steps]))]
+        if self._layer.coding is None:
             return value
-        low, width = self.layer.coding.low, self.layer.coding.step
+        low, width = self._layer.coding.low, self._layer.coding.step
         counted = body.intrinsic("fma", LANES, value, body.number(1 / width, LANES), body.number(-low / width, LANES))
         for end, beyond in ((0.0, "olt"), (255.0, "ogt")):
             limit = body.number(end, LANES)
@@ -345,10 +407,6 @@ def _store(body: Body, value: str, kind: str, place: str, count: int) -> None:
             body.put(part, body.at(place, first, kind), f"<{size} x {kind}>", 1)
             first += size
         size //= 2
-
-
-def _feature(layer: Convolution) -> np.dtype[Any]:
-    return np.dtype(np.uint8 if layer.bytes_each == 1 else np.float32)
 
 
 def _append(memory: bytearray, more_of_it: bytes) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.account import mac_layers
-from minicarlo.engines.convolution_code import SUMS, Chain, ChainWriter, Coding, Convolution, Places
+from minicarlo.engines.convolution_code import SUMS, ChainWriter, Coding, Convolution, Places, Trunk
 from minicarlo.engines.dense import as_bytes, features_last, range_of_bytes, stored_weights, with_bias
 from minicarlo.engines.dense_code import computable
 from minicarlo.engines.kernel_end import KernelEnd, Taken
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import openvino
 
 _VIEWS = {"Reshape", "Squeeze", "Unsqueeze"}
-_MOVERS = {*_VIEWS, "Transpose", "Slice"}
+_MOVERS = {*_VIEWS, "Transpose", "Slice", "Interpolate"}
 _MOST_ELEMENTS, _MOST_ROWS, _MOST_STEPS = 2**22, 256, 64
 """Of a convolution: a stranger's graph must not take time and memory."""
 
@@ -51,34 +51,78 @@ def _end(model: openvino.Model, precision: InferencePrecision) -> KernelEnd | No
     sample = event_shape(last)
     if sample is None or element_type(last) != "f32":
         return None
-    found: list[_Part] = []
-    value = last
-    while (part := _part(value, precision)) is not None and part.coding == (found[0].given if found else None):
-        if has("amx-int8") and not part.few_channels:  # which a matrix unit has more of than a vector has lanes
-            break
-        found.insert(0, part)
-        value = part.convolution.input_value(0)
-    if not any(part.few_channels for part in found):
+    found = trunk([last], precision)
+    if found is None or not found.few_channels:
         return None
-    source, order = _moved(value)
-    shape = event_shape(source)
-    if order is None or shape is None or len(shape) < 2 or math.prod(shape) > _MOST_ELEMENTS:
-        return None
-    layers = []
-    for number, part in enumerate(found):
-        layer = part.layer(order, shape, first=number == 0)
-        if layer is None:
-            return None
-        layers.append(layer)
-        order, shape = part.order, (len(part.weights), *layer.made)
-    chain = Chain(tuple(layers), _places_first(order, shape), math.prod(event_shape(source) or ()))
+    layers, (order, shape) = found.trunk.convolutions, found.made[0]
     macs, total = mac_layers(model), sum(layer.macs for layer in layers)
     taken = {
-        macs[part.convolution.get_friendly_name()]: Taken(part.format, layer.macs / total)
-        for part, layer in zip(found, layers, strict=True)
+        macs[name]: Taken(form, layer.macs / total) for (name, form), layer in zip(found.layers.items(), layers, strict=True)
     }
-    features = features_last(as_bytes(source) if found[0].given else source)
-    return KernelEnd(kernel_of(ChainWriter(chain)), sample, taken, [features], model.get_parameters(), last.get_names())
+    compiled = kernel_of(ChainWriter(found.trunk, _places_first(order, shape)))
+    return KernelEnd(compiled, sample, taken, [found.features()], model.get_parameters(), last.get_names())
+
+
+@dataclass(frozen=True)
+class FoundTrunk:
+    """Convolutions in front of some values.
+
+    `layers` has the format of each by the name of its operation, in the order of the trunk's. The one `source` of their features
+    is rounded to bytes or not, `made` is of each value the order in which it has the elements of the last convolution's result,
+    and the shape of that, (rows, *places).
+    """
+
+    trunk: Trunk
+    layers: dict[str, str]
+    source: Any
+    made: list[tuple[Places, tuple[int, ...]]]
+    few_channels: bool
+
+    def features(self) -> Any:  # noqa: ANN401
+        """What the first convolutions read, for the runtime to compute."""
+        value = as_bytes(self.source) if self.trunk.convolutions[0].bytes_each == 1 else self.source
+        return features_last(value) if len(event_shape(value) or ()) > 1 else value
+
+
+def trunk(values: list[Any], precision: InferencePrecision) -> FoundTrunk | None:
+    """The convolutions in front of `values` that our code can compute, from one source; None if they do not all have one.
+
+    The last ones read the same; from there on to the front it is one after another.
+    """
+    ends = [_part(value, precision) for value in values]
+    parts = [part for part in ends if part is not None]
+    if len(parts) != len(values) or len({(part.read_name, part.given) for part in parts}) != 1:
+        return None
+    before: list[_Part] = []
+    value = parts[0].convolution.input_value(0)
+    while (part := _part(value, precision)) is not None and part.coding == (before or parts)[0].given:
+        if has("amx-int8") and not part.few_channels:  # which a matrix unit has more of than a vector has lanes
+            break
+        before.insert(0, part)
+        value = part.convolution.input_value(0)
+    source, order = _moved(value)
+    shape = event_shape(source)
+    if order is None or not shape or math.prod(shape) > _MOST_ELEMENTS:
+        return None
+    if len(shape) == 1:  # places of one channel
+        shape = (1, *shape)
+    layers: list[Convolution | None] = []
+    for number, part in enumerate(before):
+        layers.append(part.layer(order, shape, number - 1))
+        order, shape = part.order, part.shape
+    layers += [part.layer(order, shape, len(before) - 1) for part in parts]
+    whole = tuple(layer for layer in layers if layer is not None)
+    if len(whole) != len(layers):
+        return None
+    every = [*before, *parts]
+    read = math.prod(event_shape(source) or ())
+    return FoundTrunk(
+        Trunk(whole, read, tuple(range(len(before), len(whole)))),
+        {part.convolution.get_friendly_name(): part.format for part in every},
+        source,
+        [(part.order, part.shape) for part in parts],
+        any(part.few_channels for part in every),
+    )
 
 
 @dataclass(frozen=True)
@@ -103,13 +147,24 @@ class _Part:
         return "fp32" if self.given is None else "int8"
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the convolution's result."""
+        return event_shape(self.convolution.output(0)) or ()
+
+    @property
+    def read_name(self) -> str:
+        """What tells its input from others."""
+        value = self.convolution.input_value(0)
+        return f"{value.get_node().get_name()}:{value.get_index()}"
+
+    @property
     def few_channels(self) -> bool:
         """Whether a runtime pads them."""
         return bool(self.weights.shape[1] % 16)
 
-    def layer(self, order: Places, shape: tuple[int, ...], *, first: bool) -> Convolution | None:
-        """With its input's elements in an `order` of what is read, an event of which has `shape`, channels first: of what the
-        convolution before makes, or, with `first`, of what the runtime does. None if there is no byte for the zeros around it."""
+    def layer(self, order: Places, shape: tuple[int, ...], reads: int) -> Convolution | None:
+        """With its input's elements in an `order` of what it `reads`, an event of which has `shape`, channels first: what the
+        convolution of that number makes, or what the runtime does. None if there is no byte for the zeros around it."""
         depth, *grid = event_shape(self.convolution.input_value(0)) or ()
         (_, *made), attributes = event_shape(self.convolution.output(0)) or (), self.convolution.get_attributes()
         padding, offset = 0, self.bias.astype(np.float64)
@@ -121,7 +176,7 @@ class _Part:
                 return None
             offset = offset + low * scale * self.weights.sum(tuple(range(1, self.weights.ndim)), dtype=np.float64)
             scale = scale * step
-        straight = not first and np.array_equal(order, np.arange(math.prod(shape)))
+        straight = reads >= 0 and np.array_equal(order, np.arange(math.prod(shape)))
         return Convolution(
             self.weights,
             scale.astype(np.float32),
@@ -133,6 +188,7 @@ class _Part:
             self.steps,
             self.coding,
             None if straight else _places_first(order, shape).reshape(depth, -1).T.reshape(-1),
+            reads,
         )
 
 
@@ -159,7 +215,7 @@ def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: A
         ends = range_of_bytes(_moved(convolution.input_value(0))[0].get_node())
         if ends is None:
             return None
-        given = Coding(ends[0], (ends[1] - ends[0]) / 255)
+        given = _coding(ends)
     elif precision != "f32":
         return None
     name, bias = with_bias(convolution, rows)
@@ -217,15 +273,17 @@ def _steps(value: Any, between: list[Any], convolution: Any, biased: str, made: 
                 return None
             names[name], orders[name] = names[read[0]], changed
             continue
-        if coding is not None or event_shape(op.output(0)) is None or element_type(op.output(0)) not in ("f32", "boolean"):
+        if event_shape(op.output(0)) is None or element_type(op.output(0)) not in ("f32", "boolean"):
             return None
         if kind == "FakeQuantize":
             ends = range_of_bytes(op)
-            if ends is None:
+            if ends is None or coding not in (None, _coding(ends)):
                 return None
-            coding = Coding(ends[0], (ends[1] - ends[0]) / 255)
+            coding = _coding(ends)
             names[name], orders[name] = names[read[0]], order
             continue
+        if coding is not None:
+            return None
         known = [each for each in op.input_values() if _numbers(each) is not None]
         constants = [_for_rows(each, op, made, straight=order is straight) for each in known]
         if any(each is None for each in constants):
@@ -282,18 +340,26 @@ def _as_steps(op: Any, name: str, read: list[str], constants: list[Any]) -> dict
 
 
 def _for_rows(value: Any, op: Any, made: tuple[int, ...], *, straight: bool) -> Array | None:  # noqa: ANN401
-    """A constant as one number, or as one for each row of the convolution; None if it is neither."""
+    """A constant as one number, one for each row of the convolution, or (places, rows); None if it is neither."""
     numbers = _numbers(value)
     if numbers is None or element_type(value) != "f32":
         return None
     if numbers.size == 1:
         return numbers.astype(np.float32).reshape(1)
-    if not straight or event_shape(op.output(0)) != made or numbers.size != made[0]:
+    if not straight or event_shape(op.output(0)) != made:
+        return None
+    if numbers.shape in (made, (1, *made)):
+        return numbers.astype(np.float32).reshape(made[0], -1).T
+    if numbers.size != made[0]:
         return None
     if op.get_type_name() in ("PRelu", "BatchNormInference") and numbers.ndim == 1:
         return numbers.astype(np.float32)
     wanted = (made[0], *(1,) * (len(made) - 1))
     return numbers.astype(np.float32).reshape(-1) if numbers.shape[-len(made) :] == wanted else None
+
+
+def _coding(ends: tuple[float, float]) -> Coding:
+    return Coding(ends[0], (ends[1] - ends[0]) / 255)
 
 
 def _numbers(value: Any) -> NDArray[Any] | None:  # noqa: ANN401
@@ -334,10 +400,17 @@ def _after(op: Any, order: Places) -> Places | None:  # noqa: ANN401
         axes = _numbers(op.input_value(1))
         stays = axes is not None and axes[0] == 0
         return np.asarray(order.reshape(1, *given).transpose(axes)).reshape(-1) if stays else None
-    source = operators.parameter([1, *given], np.int32)
-    moved = openvino.Model([operators.slice(source.output(0), *op.input_values()[1:]).output(0)], [source])
-    found: Any = openvino.Tensor(np.empty([1, *made], np.int32))
-    numbers = openvino.Tensor(order.astype(np.int32).reshape(1, *given))
+    source = operators.parameter([1, *given], np.float32)  # which has all numbers up to 2^24
+    others = op.input_values()[1:]
+    if kind == "Slice":
+        made_of = operators.slice(source.output(0), *others)
+    elif op.get_attributes().get("mode") == "nearest":
+        made_of = operators.interpolate(source.output(0), others[0], **op.get_attributes(), axes=(*others[1:], None)[0])
+    else:
+        return None
+    moved = openvino.Model([made_of.output(0)], [source])
+    found: Any = openvino.Tensor(np.empty([1, *made], np.float32))
+    numbers = openvino.Tensor(order.astype(np.float32).reshape(1, *given))
     if list(moved.outputs[0].get_partial_shape()) != [1, *made] or not moved.evaluate([found], [numbers]):
         return None
     return np.array(found.data, np.int64).reshape(-1)
