@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.dense_code import ARITHMETIC, INTEGERS, more, scaled
-from minicarlo.engines.vector_code import declared, operation
+from minicarlo.engines.step_code import declared, operation
 from minicarlo.engines.vector_program import Array, Step
 from minicarlo.llvm import LANES, Body, function, has, mask_type, vector_type
 
@@ -84,12 +84,12 @@ class Convolution:
     @property
     def row_bytes(self) -> int:
         """Of what is made of a place."""
-        return self.weights.shape[0] * (4 if self.coding is None else 1)
+        return int(self.weights.shape[0]) * (4 if self.coding is None else 1)
 
     @property
     def made_bytes(self) -> int:
         """Of what is made of an event, as whole floats."""
-        return int(-(-math.prod(self.made) * self.row_bytes // 4) * 4)
+        return 4 * math.ceil(math.prod(self.made) * self.row_bytes / 4)
 
     @property
     def macs(self) -> int:

@@ -63,6 +63,11 @@ def _end(model: openvino.Model, precision: InferencePrecision) -> KernelEnd | No
     return KernelEnd(compiled, sample, taken, [found.features()], model.get_parameters(), last.get_names())
 
 
+def wide() -> bool:
+    """Whether convolutions of many channels in int8 are faster here than in the runtime: with VNNI, but no matrix unit."""
+    return has("avx512vnni") and not has("amx-int8")
+
+
 @dataclass(frozen=True)
 class FoundTrunk:
     """Convolutions in front of some values.

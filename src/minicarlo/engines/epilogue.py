@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicarlo.engines.account import biases, mac_layers
+from minicarlo.engines.convolution_end import FoundTrunk, trunk, wide
 from minicarlo.engines.dense import dense_end, readers
 from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.kernel_end import KernelEnd, Taken
@@ -52,7 +53,7 @@ def epilogue(model: openvino.Model, precision: InferencePrecision = "f32") -> Ke
             end = _End(model.clone(), precision, dense=dense)
             program = end.program() if end.pays() else None
             if program is not None:
-                return end.as_kernel(kernel(program))
+                return end.as_kernel(kernel(program, end.trunk.trunk if end.trunk else None))
     return None
 
 
@@ -60,7 +61,7 @@ class _End:
     """The operations at the end of `model` that are computed cell by cell or row by row, by their names."""
 
     def __init__(self, model: openvino.Model, precision: InferencePrecision, *, dense: bool) -> None:
-        self._parameters, self._products = model.get_parameters(), precision == "f32"
+        self._parameters, self._precision, self._products = model.get_parameters(), precision, precision == "f32"
         self._macs = mac_layers(model)
         self._biases = biases(model, self._macs)
         self._last = model.outputs[0].get_node().input_value(0)
@@ -157,10 +158,15 @@ class _End:
     def layers(self) -> dict[str, Taken]:
         """Layers with multiply-accumulates among what was taken out."""
         taken = {layer: op for op in self._inside.values() if (layer := self._macs.get(op.get_friendly_name())) is not None}
-        macs = {layer: math.prod(op.input_value(1).get_shape()) if self._is_dense(op) else 0 for layer, op in taken.items()}
+        dense = {layer for layer, op in taken.items() if self._dense and self._is_dense(op)}
+        places = self._cells // self._rows
+        macs = {layer: math.prod(op.input_value(1).get_shape()) * places * (layer in dense) for layer, op in taken.items()}
+        formats = {layer: self._dense.format if self._dense and layer in dense else "fp32" for layer in taken}
+        if self.trunk is not None:
+            for (name, form), each in zip(self.trunk.layers.items(), self.trunk.trunk.convolutions, strict=True):
+                macs[self._macs[name]], formats[self._macs[name]] = each.macs, form
         total = max(1, sum(macs.values()))
-        formats = {layer: self._dense.format if self._dense and self._is_dense(op) else "fp32" for layer, op in taken.items()}
-        return {layer: Taken(formats[layer], macs[layer] / total) for layer in taken}
+        return {layer: Taken(formats[layer], macs[layer] / total) for layer in macs}
 
     def _is_dense(self, op: Any) -> bool:  # noqa: ANN401
         return self._dense is not None and op.get_name() in self._dense.operations
@@ -179,6 +185,15 @@ class _End:
         """The dense layers that were taken out, by the value that is theirs."""
         layers = {} if self._dense is None else self._dense.layers
         return {_name(op.output(0)): layers[name] for name, op in self._inside.items() if name in layers}
+
+    @cached_property
+    def trunk(self) -> FoundTrunk | None:
+        """The convolutions in front of the dense layers, where our code computes them faster than the runtime (`wide`)."""
+        if self._dense is None or not self._dense_layers or self._dense.format != "int8" or not wide():
+            return None
+        found = trunk(self._dense.sources, self._precision)
+        straight = found is not None and all(np.array_equal(order, np.arange(math.prod(shape))) for order, shape in found.made)
+        return found if straight else None
 
     @cached_property
     def _columns(self) -> Columns | None:
@@ -336,7 +351,7 @@ class _End:
                 port = operators.transpose(value, operators.constant(axes)).output(0)
             inputs.append(port)
         if self._dense is not None and self._dense_layers:
-            inputs += self._dense.features()
+            inputs += [self.trunk.features()] if self.trunk else self._dense.features()
         return KernelEnd(compiled, self._sample, self.layers(), inputs, self._parameters, self._last.get_names())
 
 

@@ -7,6 +7,7 @@ same bits on every processor that has fused multiply-add.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -16,7 +17,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from minicarlo.engines.dense_code import BLOCK, DECLARED, DenseWriter
+from minicarlo.engines.convolution_code import Trunk, TrunkWriter
+from minicarlo.engines.dense_code import BLOCK, DenseWriter
+from minicarlo.engines.step_code import declared, operation
 from minicarlo.engines.vector_program import COMPARE, Array, Passes, Program, Step
 from minicarlo.llvm import (
     LANES,
@@ -25,8 +28,6 @@ from minicarlo.llvm import (
     constant,
     function,
     has_fma,
-    mask_type,
-    suffix,
     transposed,
     vector_type,
 )
@@ -34,9 +35,6 @@ from minicarlo.llvm import (
 _TILE = 8
 _EVENTS = 4
 """Events that share each element of a product's matrix while it is in a register."""
-
-_BINARY = {"add": "fadd", "subtract": "fsub", "multiply": "fmul", "divide": "fdiv"}
-_INTRINSIC = {"sqrt": "sqrt", "abs": "fabs", "round": "roundeven", "floor": "floor", "ceiling": "ceil"}
 
 Call = Callable[[Sequence[int], int, int], None]
 """See `Kernel.prepare`."""
@@ -81,9 +79,10 @@ class Kernel:
 _kernels: WeakValueDictionary[bytes, Kernel] = WeakValueDictionary()
 
 
-def kernel(program: Program) -> Kernel:
-    """`program` compiled."""
-    return kernel_of(_Writer(program))
+def kernel(program: Program, trunk: Trunk | None = None) -> Kernel:
+    """`program` compiled. With a `trunk`, its results are what the program's columns are found in, and in the place of the first
+    of those inputs the trunk's features are given."""
+    return kernel_of(_Writer(program, trunk))
 
 
 def kernel_of(writer: Writer) -> Kernel:
@@ -111,8 +110,9 @@ def _kind(step: Step) -> str:
 class _Writer:
     """The text of a program."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, trunk: Trunk | None = None) -> None:
         self.program, self.steps = program, program.steps
+        self._trunk, self._convolutions = trunk, TrunkWriter(trunk) if trunk is not None else None
         self._passes = passes = Passes(program)
         of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and passes.is_early(n)}
         of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
@@ -147,6 +147,15 @@ class _Writer:
         furthest = max((step.ahead for step in self.steps.values()), default=0)
         self._ahead_length = self._length + -(-furthest // LANES) * LANES
         self.scratch = np.zeros(self._ahead + _EVENTS * len(self._passes.ahead) * self._ahead_length, np.float32)
+        self._addresses = self.inputs  # that the passes read
+        if trunk is not None and program.columns is not None and self._convolutions is not None:
+            made = [trunk.convolutions[number] for number in trunk.results]
+            self._made = [math.prod(layer.made) * layer.row_bytes for layer in made]
+            self._given, self.inputs = program.columns.inputs[0], program.columns.inputs[0] + 1
+            self._constants_of_trunk, self.constants = _appended(self.constants, self._convolutions.constants)
+            self._memory, parts = _appended([self.scratch], self._convolutions.memory)
+            self._features, parts = _appended(parts, np.zeros(_EVENTS * sum(self._made) // 4 + LANES, np.float32))
+            self.scratch = np.concatenate(parts)
 
     def _in_rows(self, data: Array) -> Array:
         """Numbers of cells as (rows, row), or (row,) if all rows have the same."""
@@ -159,6 +168,8 @@ class _Writer:
         functions = [self._cells(events) for events in (_EVENTS, 1)]
         if self._dense:
             functions.append(self._dense.text())
+        if self._convolutions:
+            functions.append(self._convolutions.text())
         if self.program.turned:
             functions.append(self._turn())
         functions += [self._rows(), self._run()]
@@ -266,7 +277,7 @@ class _Writer:
                 body.store(value, self._of_ahead(body, event, name, index, self.program.cells), lanes)
 
     def _input_addresses(self, body: Body) -> list[str]:
-        places = [body.let(f"getelementptr inbounds ptr, ptr %inputs, i64 {i}") for i in range(self.inputs)]
+        places = [body.let(f"getelementptr inbounds ptr, ptr %inputs, i64 {i}") for i in range(self._addresses)]
         return [body.let(f"load ptr, ptr {place}") for place in places]
 
     def _event_values(self, body: Body, inputs: list[str], event: str) -> dict[str, str]:
@@ -441,8 +452,14 @@ class _Writer:
         body = Body()
         kept, length = len(self._passes.kept), self._length
 
+        inputs = body.let(f"alloca [{self._addresses} x ptr]") if self._trunk else "%inputs"
+        for index in range(self._given if self._trunk else 0):
+            body.put(body.get(body.at("%inputs", index, "ptr"), "ptr"), body.at(inputs, index, "ptr"), "ptr")
+
         def events(first: str, count: int) -> None:
-            body.do(f"call void @cells{count}(ptr %inputs, ptr %constants, ptr %scratch, i64 {first})")
+            if self._trunk:
+                self._features_of(body, inputs, first, count)
+            body.do(f"call void @cells{count}(ptr {inputs}, ptr %constants, ptr %scratch, i64 {first})")
             for event in range(count):
                 source = body.place("%scratch", event * kept * length)
                 if self.program.turned:
@@ -454,44 +471,31 @@ class _Writer:
                 number = body.let(f"add i64 {first}, {event}")
                 out = body.place("%out", body.times(number, self.program.cells))
                 values = body.place("%scratch", self._row_values)
-                body.do(f"call void @rows(ptr %inputs, ptr %constants, ptr {source}, ptr {values}, ptr {out}, i64 {number})")
+                body.do(f"call void @rows(ptr {inputs}, ptr %constants, ptr {source}, ptr {values}, ptr {out}, i64 {number})")
 
         body.loop(0, "%events", _EVENTS, lambda first: events(first, _EVENTS))
         whole = body.times(body.let(f"sdiv i64 %events, {_EVENTS}"), _EVENTS)
         body.loop(whole, "%events", 1, lambda first: events(first, 1))
         return function("run", "ptr %inputs, ptr %constants, ptr %scratch, ptr %out, i64 %events", body, public=True)
 
-
-def declared(code: str) -> list[str]:
-    """The declarations of the intrinsics that `code` calls."""
-    signatures = dict(DECLARED)
-    for lanes in (1, LANES):
-        for name, count in (*((each, 1) for each in _INTRINSIC.values()), ("fma", 3)):
-            called = f"@llvm.{name}.{suffix(lanes)}"
-            signatures[called] = f"{vector_type(lanes)} {called}({', '.join([vector_type(lanes)] * count)})"
-    return [f"declare {signature}" for name, signature in signatures.items() if f"{name}(" in code]
-
-
-def operation(body: Body, step: Step, values: Sequence[str], lanes: int) -> str:
-    """What a step makes of `values`, number by number."""
-    kind, type_ = step.kind, vector_type(lanes)
-    if kind in _BINARY:
-        return body.let(f"{_BINARY[kind]} {type_} {values[0]}, {values[1]}")
-    if kind in _INTRINSIC:
-        return body.intrinsic(_INTRINSIC[kind], lanes, values[0])
-    if kind in COMPARE:
-        return body.let(f"fcmp {COMPARE[kind]} {type_} {values[0]}, {values[1]}")
-    if kind in ("maximum", "minimum", "relu"):  # what is not a number stays so
-        first, second = values[0], values[1] if len(values) > 1 else body.number(0.0, lanes)
-        other = body.let(f"fcmp {'ogt' if kind == 'minimum' else 'olt'} {type_} {first}, {second}")
-        return _select(body, other, second, first, lanes)
-    if kind == "select":
-        return _select(body, values[0], values[1], values[2], lanes)
-    if kind == "number":
-        return _select(body, values[0], body.number(1.0, lanes), body.number(0.0, lanes), lanes)
-    assert kind == "negative", kind
-    return body.let(f"fneg {type_} {values[0]}")
+    def _features_of(self, body: Body, inputs: str, first: str, count: int) -> None:
+        """What the trunk makes of some events, and its addresses, from which the passes count events from the first of all."""
+        assert self._trunk is not None and self.program.columns is not None
+        size = self._trunk.read * self._trunk.convolutions[0].bytes_each
+        source = body.at(body.get(body.at("%inputs", self._given, "ptr"), "ptr"), body.times(first, size), "i8")
+        constants, memory = body.place("%constants", self._constants_of_trunk), body.place("%scratch", self._memory)
+        starts = list(accumulate((_EVENTS * each for each in self._made), initial=4 * self._features))[:-1]
+        for event in range(count):
+            made = (body.at("%scratch", start + event * size, "i8") for start, size in zip(starts, self._made, strict=True))
+            results = ", ".join(f"ptr {each}" for each in made)
+            body.do(f"call void @trunk(ptr {body.at(source, event * size, 'i8')}, ptr {constants}, ptr {memory}, {results})")
+        for index, start, length in zip(self.program.columns.inputs, starts, self._made, strict=True):
+            before = body.integer("sub", start, body.times(first, length))
+            body.put(body.at("%scratch", before, "i8"), body.at(inputs, index, "ptr"), "ptr")
 
 
-def _select(body: Body, which: str, first: str, second: str, lanes: int) -> str:
-    return body.let(f"select {mask_type(lanes)} {which}, {vector_type(lanes)} {first}, {vector_type(lanes)} {second}")
+def _appended(parts: Sequence[Array], more: Array) -> tuple[int, list[Array]]:
+    """Where `more` begins, at a whole number of vectors, when it is put behind `parts`, and all of them."""
+    so_far = sum(each.size for each in parts)
+    padding = -so_far % LANES
+    return so_far + padding, [*parts, np.zeros(padding, np.float32), more]
