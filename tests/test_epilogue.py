@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from openvino import opset13 as ops
 
+from minicarlo.engines.convolution_end import wide
 from minicarlo.engines.dense_code import Columns, Dense
 from minicarlo.engines.epilogue import epilogue
 from minicarlo.engines.network import OpenVinoNetwork, read_network_file
@@ -346,6 +347,22 @@ def test_the_noise_of_the_shipped_surrogate_is_made_in_the_kernel():
         assert end is not None and end.taken["noise.matmul"] == ("fp32", 0.0)  # which no other format could save
         assert abs(sum(taken.share for taken in end.taken.values()) - 1) < 1e-9
         assert max(np.prod(port.get_partial_shape()[1:].to_shape()) for port in end.rest().outputs) < 15_625
+
+
+def test_convolutions_in_front_of_the_heads_are_the_runtimes_to_the_bit(monkeypatch):
+    """Of the shipped surrogate in int8: the same bytes between layers, so the same showers."""
+    if not wide():
+        pytest.skip("this processor has no VNNI, or matrix units that are left to the runtime")
+    surrogate = Surrogate.load("clic-ecal")
+    latent = np.random.default_rng(4).standard_normal((13, surrogate.manifest.latent_size), np.float32)
+    energy = np.geomspace(1e3, 1e5, 13, dtype=np.float32).reshape(-1, 1)
+    ours = OpenVinoGenerator(*read_model(surrogate, "tuned"), batch=5)
+    monkeypatch.setattr("minicarlo.engines.epilogue.wide", lambda: False)
+    theirs = OpenVinoGenerator(*read_model(surrogate, "tuned"), batch=5)
+    nodes = [names(each.network) for each in (ours, theirs)]
+    assert not any("shape.conv3" in each for each in nodes[0]) and any("shape.conv3" in each for each in nodes[1])
+    assert ours.precision_report() == theirs.precision_report()
+    assert np.array_equal(ours.run(latent, energy), theirs.run(latent, energy))
 
 
 @pytest.mark.parametrize("shape", [(45, 16, 9), (9, 5, 3), (12, 24, 24)])
