@@ -18,7 +18,8 @@ import platformdirs
 from numpy.typing import NDArray
 
 from minicarlo import __version__
-from minicarlo.engines import CompiledGenerator, compile_model, compile_surrogate, has_bf16, machine, read_model, usable_cores
+from minicarlo.engines import CompiledGenerator, compile_surrogate, has_bf16, machine, read_model, usable_cores
+from minicarlo.engines.openvino import OpenVinoGenerator
 from minicarlo.errors import InvalidSurrogate, MinicarloError, OutputError, TuningError
 from minicarlo.files import write_json
 from minicarlo.graph.model import Graph
@@ -375,7 +376,7 @@ def run_layer(surrogate: Surrogate, layer: SingleLayer, form: str, values: Array
     """What the runtime makes of one layer of `surrogate` in a format; None if it does not compute it in that format."""
     onnx = layer.quantised if form == "int8" else layer.plain
     model, _ = read_model(dataclasses.replace(surrogate, onnx=onnx))
-    compiled = compile_model(model, "bf16" if form == "bf16" else "f32", batch=len(values))
+    compiled = OpenVinoGenerator(model, "bf16" if form == "bf16" else "f32", batch=len(values), whole=True)
     if set(compiled.precision_report().values()) != {form}:
         return None
     return compiled.run(values, np.ones(len(values), np.float32))
