@@ -31,11 +31,11 @@ LOWEST_MEV = 1780.0
 
 
 def main(reference: str, candidate: str) -> None:
-    sets = [read_events(path) for path in (reference, candidate)]
-    measured = [measure(events) for events in sets]
+    pair = read_events(reference), read_events(candidate)
+    measured = [measure(events) for events in pair]
     console = Console(width=100)
     console.print(_separations(*measured))
-    console.print(_correlations(*sets, measured[0].threshold_mev))
+    console.print(_correlations(*pair, measured[0].threshold_mev))
     console.print(_around(*measured))
 
 

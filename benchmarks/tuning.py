@@ -100,8 +100,8 @@ class Contest:
     def of_surrogate(cls, surrogate: Surrogate, settings: dict[str, Any]) -> Contest:
         threshold = surrogate.manifest.readout_threshold_mev
         criterion = get_criterion("fidelity", threshold_mev=threshold, confidence=0.95, seed=1)
-        pair = (SurrogateSubject(surrogate, criterion, calibration_events=CALIBRATION, seed=seed) for seed in (1, 2))
-        return cls(surrogate, surrogate.path / "fp32.onnx", *pair, settings)
+        search, unseen = (SurrogateSubject(surrogate, criterion, calibration_events=CALIBRATION, seed=seed) for seed in (1, 2))
+        return cls(surrogate, surrogate.path / "fp32.onnx", search, unseen, settings)
 
     @classmethod
     def of_digits(cls, folder: Path, settings: dict[str, Any]) -> Contest:
