@@ -160,7 +160,19 @@ def test_cerns_network(form, tmp_path):
     assert np.abs(found - wanted).max() < (1e-5 if form == "fp32" else 1e-2) * wanted.max()
 
 
-@pytest.mark.parametrize("what", ["strides", "stored as float16", "many channels", "zero between bytes", "many weights"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "strides",
+        "stored as float16",
+        "many channels",
+        "zero between bytes",
+        "many weights",
+        "wide borders",
+        "cut borders",
+        "unsaid borders",
+    ],
+)
 def test_what_is_left_to_the_runtime(what):
     random = np.random.default_rng(4)
     channels = 32 if what == "many channels" else 6
@@ -171,6 +183,13 @@ def test_what_is_left_to_the_runtime(what):
     elif what == "stored as float16":
         kernel = ops.convert(constant(random.normal(size=(5, 6, 3, 3)), np.float16), np.float32)
         value = ops.convolution(source, kernel, [1, 1], *padding, [1, 1])
+    elif what == "wide borders":  # of which a grid of few features would take gigabytes
+        value = convolution(source, random, 1, (1, 1), [[900, 900], [900, 900]], "fp32")
+    elif what == "cut borders":
+        value = convolution(source, random, 5, (3, 3), [[-1, 0], [1, 1]], "fp32")
+    elif what == "unsaid borders":
+        kernel = constant(random.normal(size=(5, 6, 3, 3)))
+        value = ops.convolution(source, kernel, [1, 1], [0, 0], [0, 0], [1, 1], "same_upper")
     elif what == "many weights":
         value = convolution(source, random, 256, (9, 9), [[4, 4], [4, 4]], "fp32")
     elif what == "zero between bytes":

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _VIEWS = {"Reshape", "Squeeze", "Unsqueeze"}
 _MOVERS = {*_VIEWS, "Transpose", "Slice", "Interpolate"}
-_MOST_ELEMENTS, _MOST_ROWS, _MOST_STEPS = 2**22, 256, 64
-"""Of a convolution: a stranger's graph must not take time and memory."""
+_MOST_ELEMENTS, _MOST_ROWS, _MOST_STEPS, _MOST_LAYERS = 2**22, 256, 64, 32
+"""Of a convolution, and of these in a kernel: a stranger's graph must not take time and memory."""
 
 _MOST_BYTES = 2**18
 """Of a convolution's weights. More than that do not stay in a cache near by, and such layers the runtime computes well."""
@@ -96,13 +96,17 @@ def trunk(values: list[Any], precision: InferencePrecision) -> FoundTrunk | None
     """
     ends = [_part(value, precision) for value in values]
     parts = [part for part in ends if part is not None]
-    if len(parts) != len(values) or len({(part.read_name, part.given) for part in parts}) != 1:
+    if (
+        len(parts) != len(values)
+        or not 0 < len(values) <= _MOST_LAYERS
+        or len({(part.read_name, part.given) for part in parts}) != 1
+    ):
         return None
     before: list[_Part] = []
     value = parts[0].convolution.input_value(0)
     while (part := _part(value, precision)) is not None and part.coding == (before or parts)[0].given:
-        if has("amx-int8") and not part.few_channels:  # which a matrix unit has more of than a vector has lanes
-            break
+        if (has("amx-int8") and not part.few_channels) or len(before) + len(parts) >= _MOST_LAYERS:
+            break  # a matrix unit has use for many channels
         before.insert(0, part)
         value = part.convolution.input_value(0)
     source, order = _moved(value)
@@ -171,7 +175,7 @@ class _Part:
         """With its input's elements in an `order` of what it `reads`, an event of which has `shape`, channels first: what the
         convolution of that number makes, or what the runtime does. None if there is no byte for the zeros around it."""
         depth, *grid = event_shape(self.convolution.input_value(0)) or ()
-        (_, *made), attributes = event_shape(self.convolution.output(0)) or (), self.convolution.get_attributes()
+        _, *made = self.shape
         padding, offset = 0, self.bias.astype(np.float64)
         scale = self.scale.astype(np.float64)
         if self.given is not None:
@@ -187,7 +191,7 @@ class _Part:
             scale.astype(np.float32),
             offset.astype(np.float32),
             tuple(grid),
-            tuple(attributes["pads_begin"]),
+            tuple(_padding(self.convolution)[0]),
             tuple(made),
             padding,
             self.steps,
@@ -203,7 +207,7 @@ def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: A
     if convolution is None or event_shape(convolution.output(0)) is None:
         return None
     attributes = convolution.get_attributes()
-    if {*attributes["strides"], *attributes["dilations"]} != {1}:
+    if {*attributes["strides"], *attributes["dilations"]} != {1} or attributes["auto_pad"] != "explicit":
         return None
     stored = stored_weights(convolution.input_value(1).get_node())
     if stored is None:
@@ -213,7 +217,10 @@ def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: A
     grid = event_shape(convolution.input_value(0))
     if grid is None or weights.ndim < 3 or scale.size not in (1, rows) or rows > _MOST_ROWS or weights.nbytes > _MOST_BYTES:
         return None
-    if max(math.prod(grid), math.prod(made)) > _MOST_ELEMENTS or len(between) > _MOST_STEPS or not computable(weights):
+    around = [length + before + after for length, before, after in zip(grid[1:], *_padding(convolution), strict=True)]
+    if min(min(each) for each in _padding(convolution)) < 0 or len(between) > _MOST_STEPS or not computable(weights):
+        return None
+    if max(grid[0] * math.prod(around), math.prod(made)) > _MOST_ELEMENTS:
         return None
     given = None
     if weights.dtype == np.int8:
@@ -228,6 +235,11 @@ def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: A
     if made_of is None:
         return None
     return _Part(convolution, weights, np.broadcast_to(scale.reshape(-1), rows), bias, given, *made_of)
+
+
+def _padding(convolution: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401
+    attributes = convolution.get_attributes()
+    return list(attributes["pads_begin"]), list(attributes["pads_end"])
 
 
 def _between(value: Any) -> tuple[list[Any], Any | None]:  # noqa: ANN401
