@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from openvino import opset13 as ops
 
 from minicarlo.engines.convolution_end import convolution_end
+from minicarlo.engines.dense_code import bf16_bits
 from minicarlo.engines.network import OpenVinoNetwork
+from minicarlo.engines.runtime import has_bf16
 from minicarlo.graph.recipe import Rewrite
 from minicarlo.llvm import has
 from minicarlo.precision import Calibration, Plan, surrogate_quantizer
@@ -120,7 +122,7 @@ def test_the_same_as_the_runtime(data):
         assert np.abs(made - wanted).mean() < 0.01 * max(np.abs(wanted).mean(), 0.1)
 
 
-@pytest.mark.parametrize("form", ["fp32", "int8"])
+@pytest.mark.parametrize("form", ["fp32", "bf16", "int8"])
 def test_cerns_network(form, tmp_path):
     """`gan3d`, rewritten: its last convolutions are ours, and its layer energies what they were."""
     torch = pytest.importorskip("torch")
@@ -138,7 +140,10 @@ def test_cerns_network(form, tmp_path):
         latent_size=200,
         readout_threshold_mev=0.05,
     )
-    made, ours = [], form == "fp32" or has("avx512vnni")  # AVX2 multiplies weights of half the range
+    if form == "bf16" and not has_bf16():
+        pytest.skip("this processor has no bf16")
+    units = {"fp32": True, "bf16": has("avx512bf16") and not has("amx-bf16"), "int8": has("avx512vnni")}
+    made, ours = [], units[form]  # AVX2 multiplies weights of half the range
     folded = [
         Rewrite("upsampling", "conv2"),
         Rewrite("upsampling", "conv3"),
@@ -150,14 +155,15 @@ def test_cerns_network(form, tmp_path):
     plan = all_int8(quantizer) if form == "int8" else Plan.uniform(quantizer.layers, "fp32")
     inputs = Calibration.over_range(surrogate, 16, 7).batches()[0]
     shapes = {name: array.shape for name, array in inputs.items()}
-    with quantizer.apply(plan).on_disk() as path:
+    planned = quantizer.apply(plan)
+    with planned.on_disk() as path:
         for whole in (False, True):
-            network = OpenVinoNetwork(path, "f32", shapes, whole=whole)
+            network = OpenVinoNetwork(path, planned.inference_precision, shapes, whole=whole)
             assert ("epilogue" in {layer["name"] for layer in network.runtime_layers()}) == (ours and not whole)
             assert set(network.precision_report().values()) == {form}
             made.append(network.run(inputs)["showers"])
     found, wanted = (each.sum((2, 3)) for each in made)
-    assert np.abs(found - wanted).max() < (1e-5 if form == "fp32" else 1e-2) * wanted.max()
+    assert np.abs(found - wanted).max() < {"fp32": 1e-5, "bf16": 3e-2, "int8": 1e-2}[form] * wanted.max()
 
 
 @pytest.mark.parametrize(
@@ -213,3 +219,49 @@ def test_what_no_one_understands_ends_the_search():
     assert "Log" in {op.get_type_name() for op in end.rest().get_ordered_ops()}
     made, wanted = both(model_of(source, value))
     assert np.allclose(made, wanted, atol=1e-5)
+
+
+def test_bf16(monkeypatch):
+    """Features and weights are rounded to bf16 in front of each layer, sums are float32. The instruction is that of convolutions
+    of single cells; here two multiply-adds stand for it, so that any processor can run what is around it."""
+
+    def two_products(body, how, so_far, value, weight):
+        for shift in (False, True):
+            parts = []
+            for bits in (value, weight):
+                kept = body.let(f"shl <16 x i32> {bits}, {body.splat('16', 16, 'i32')}") if shift else bits
+                kept = body.let(f"and <16 x i32> {kept}, {body.splat(str(-65536), 16, 'i32')}")
+                parts.append(body.let(f"bitcast <16 x i32> {kept} to <16 x float>"))
+            so_far = body.intrinsic("fma", 16, *parts, so_far)
+        return so_far
+
+    monkeypatch.setattr("minicarlo.engines.convolution_code.more", two_products)
+    monkeypatch.setattr("minicarlo.engines.convolution_end.computable", lambda _: True)
+    random = np.random.default_rng(6)
+    source = ops.parameter([-1, 6, 5, 5, 7], np.float32, name="x")
+    layers, value = [], source
+    for rows in (9, 3):
+        read = ops.parameter([-1, *(each.get_length() for each in list(value.output(0).get_partial_shape())[1:])], np.float32)
+        state = random.bit_generator.state
+        value = activation(convolution(value, random, rows, (2, 1, 3), [[1, 0, 1], [0, 0, 1]], "fp32"), random, "leaky")
+        random.bit_generator.state = state
+        alone = activation(convolution(read, random, rows, (2, 1, 3), [[1, 0, 1], [0, 0, 1]], "fp32"), random, "leaky")
+        layers.append(openvino.Model([ops.result(alone)], [read]))
+    end = convolution_end(model_of(source, value), "bf16")
+    assert end is not None and {taken.format for taken in end.taken.values()} == {"bf16"}
+    x = random.normal(size=(EVENTS, 6, 5, 5, 7)).astype(np.float32)
+    wanted = x
+    for layer in layers:
+        (op,) = (each for each in layer.get_ops() if each.get_type_name() == "Convolution")
+        weights = np.array(op.input_value(1).get_node().get_data())
+        op.input(1).replace_source_output(constant(rounded(weights)).output(0))
+        wanted = np.array(openvino.Core().compile_model(layer, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([rounded(wanted)])[0])
+    bits = np.ascontiguousarray(bf16_bits(x).transpose(0, 2, 3, 4, 1))
+    made = np.zeros((EVENTS, *end.sample), np.float32)
+    end.kernel.prepare()([bits.ctypes.data], made.ctypes.data, EVENTS)
+    assert np.allclose(made, wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
+    assert np.abs(made - wanted).mean() < 1e-3 * np.abs(wanted).mean()
+
+
+def rounded(numbers):
+    return (bf16_bits(numbers).astype(np.uint32) << 16).view(np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.dense_code import ARITHMETIC, INTEGERS, more, scaled
+from minicarlo.engines.dense_code import ARITHMETIC, INTEGERS, Bits, more, scaled
 from minicarlo.engines.step_code import declared, operation
 from minicarlo.engines.vector_program import Array, Step
 from minicarlo.llvm import LANES, Body, function, has, mask_type, vector_type
@@ -45,7 +45,7 @@ class Convolution:
     """A convolution with steps of one cell, and what is made of its result number by number.
 
     Attributes:
-        weights: (rows, depth, *window), int8 for features that are bytes, or float32.
+        weights: (rows, depth, *window), int8 for features that are bytes, or what features are, float32 or the bits of bf16.
         scale: (rows,), what sums are multiplied by.
         offset: (rows,), what is added then.
         grid: places of the input along each axis, without padding.
@@ -54,12 +54,13 @@ class Convolution:
         padding: what stands for zero among the features.
         steps: values by name, made of `SUMS` and constants of one number, one for each row, or (places, rows); the last one is
             the result.
-        coding: how the result becomes bytes; None if it stays float32.
+        coding: how the result becomes bytes; None if it does not.
+        made_as: what it is kept as: uint8 with `coding`, else float32, or uint16 for the bits of bf16.
         moved: of each element of the input (*grid, depth) the number of the element of what is read; None if that is the input.
         reads: the number of the convolution whose result is read, -1 for what is given.
     """
 
-    weights: NDArray[np.int8] | Array
+    weights: NDArray[np.int8] | Bits | Array
     scale: Array
     offset: Array
     grid: tuple[int, ...]
@@ -68,6 +69,7 @@ class Convolution:
     padding: int
     steps: Mapping[str, Step]
     coding: Coding | None
+    made_as: np.dtype[Any]
     moved: Places | None
     reads: int
 
@@ -84,7 +86,7 @@ class Convolution:
     @property
     def row_bytes(self) -> int:
         """Of what is made of a place."""
-        return int(self.weights.shape[0]) * (4 if self.coding is None else 1)
+        return int(self.weights.shape[0]) * self.made_as.itemsize
 
     @property
     def made_bytes(self) -> int:
@@ -269,7 +271,7 @@ class _Grid:
         lengths = [max(self.before[axis] - each.before[axis] + each.padded[axis] for each in readers) for axis in axes]
         lengths = [max(length, self.before[axis] + readers[0].grid[axis]) for axis, length in enumerate(lengths)]
         depth = readers[0].weights.shape[1]
-        kind = np.uint8 if readers[0].bytes_each == 1 else np.float32
+        kind = {1: np.uint8, 2: np.uint16, 4: np.float32}[readers[0].bytes_each]
         self.filler = np.full(math.prod(lengths) * depth, readers[0].padding, kind)
         self.strides = _strides(lengths, depth * readers[0].bytes_each)
 
@@ -357,13 +359,13 @@ class _Layer:
                 body.loop(0, self._words, 1, lambda at: word(features, body.at(weights, body.times(at, self._row), "i8"), at))
 
         body.loop(0, self._runs, 1, run)
-        width = 4 if self._layer.coding is None else 1
+        width = self._layer.made_as.itemsize
         for place, of_place in enumerate(sums):
             here = body.integer("add", numbers, place * self._row) if self._of_places else "0"
             for vector, total in enumerate(of_place):
                 value = self._finished(body, body.get(total, kind), vector, here)
                 where = body.at(target, place * self._target_step + vector * LANES * width, "i8")
-                _store(body, value, "float" if width == 4 else "i8", where, min(LANES, self._rows - vector * LANES))
+                _store(body, value, {1: "i8", 2: "i16", 4: "float"}[width], where, min(LANES, self._rows - vector * LANES))
 
     def _finished(self, body: Body, total: str, vector: int, numbers: str) -> str:
         """What is made of sixteen sums: floats, or bytes."""
@@ -381,6 +383,14 @@ class _Layer:
             else:
                 known[name] = operation(body, step, [known[each] for each in step.inputs], LANES)
         value = known[next(reversed([SUMS, *self._layer.steps]))]
+        if self._layer.made_as == np.uint16:  # the nearest number with eight bits of mantissa, ties to even
+            bits = body.let(f"bitcast {_FLOATS} {value} to {INTEGERS}")
+            high = body.let(f"lshr {INTEGERS} {bits}, {body.splat('16', LANES, 'i32')}")
+            odd = body.let(f"and {INTEGERS} {high}, {body.splat('1', LANES, 'i32')}")
+            half = body.let(f"add {INTEGERS} {odd}, {body.splat(str(0x7FFF), LANES, 'i32')}")
+            nearest = body.let(f"add {INTEGERS} {bits}, {half}")
+            high = body.let(f"lshr {INTEGERS} {nearest}, {body.splat('16', LANES, 'i32')}")
+            return body.let(f"trunc {INTEGERS} {high} to <{LANES} x i16>")
         if self._layer.coding is None:
             return value
         low, width = self._layer.coding.low, self._layer.coding.step

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from minicarlo.engines.account import mac_layers
 from minicarlo.engines.convolution_code import SUMS, ChainWriter, Coding, Convolution, Places, Trunk
 from minicarlo.engines.dense import as_bytes, features_last, range_of_bytes, stored_weights, with_bias
-from minicarlo.engines.dense_code import computable
+from minicarlo.engines.dense_code import ARITHMETIC, Bits, bf16_bits, computable
 from minicarlo.engines.kernel_end import KernelEnd, Taken
-from minicarlo.engines.runtime import InferencePrecision, element_type, event_shape, one_at_a_time
+from minicarlo.engines.runtime import InferencePrecision, element_type, event_shape, is_precise, one_at_a_time
 from minicarlo.engines.vector_code import kernel_of
 from minicarlo.engines.vector_program import KINDS, Array, Step
 from minicarlo.llvm import has
@@ -32,13 +32,16 @@ _MOVERS = {*_VIEWS, "Transpose", "Slice", "Interpolate"}
 _MOST_ELEMENTS, _MOST_ROWS, _MOST_STEPS, _MOST_LAYERS = 2**22, 256, 64, 32
 """Of a convolution, and of these in a kernel: a stranger's graph must not take time and memory."""
 
+_FEATURES = {"int8": np.uint8, "bf16": np.uint16, "fp32": np.float32}
+"""What features are kept as."""
+
 _MOST_BYTES = 2**18
 """Of a convolution's weights. More than that do not stay in a cache near by, and such layers the runtime computes well."""
 
 
 def convolution_end(model: openvino.Model, precision: InferencePrecision = "f32") -> KernelEnd | None:
-    """The last convolutions of `model` as a kernel: those in int8, and in float32 if that is the `precision` of what is not
-    quantised. None if none of them has few channels. `model` is left as it was.
+    """The last convolutions of `model` as a kernel: those in int8, and those in the `precision` of what is not quantised, if that
+    is float32 or bf16. None if none of them has few channels. `model` is left as it was.
     """
     if len(model.outputs) != 1:
         return None
@@ -85,7 +88,14 @@ class FoundTrunk:
 
     def features(self) -> Any:  # noqa: ANN401
         """What the first convolutions read, for the runtime to compute."""
-        value = as_bytes(self.source) if self.trunk.convolutions[0].bytes_each == 1 else self.source
+        from openvino import Type
+        from openvino import opset13 as operators
+
+        form, value = next(iter(self.layers.values())), self.source
+        if form == "int8":
+            value = as_bytes(value)
+        elif form == "bf16":
+            value = operators.convert(value, Type.bf16).output(0)
         return features_last(value) if len(event_shape(value) or ()) > 1 else value
 
 
@@ -96,11 +106,8 @@ def trunk(values: list[Any], precision: InferencePrecision) -> FoundTrunk | None
     """
     ends = [_part(value, precision) for value in values]
     parts = [part for part in ends if part is not None]
-    if (
-        len(parts) != len(values)
-        or not 0 < len(values) <= _MOST_LAYERS
-        or len({(part.read_name, part.given) for part in parts}) != 1
-    ):
+    same = {(part.read_name, part.given, part.format) for part in parts}
+    if len(parts) != len(values) or not 0 < len(values) <= _MOST_LAYERS or len(same) != 1:
         return None
     before: list[_Part] = []
     value = parts[0].convolution.input_value(0)
@@ -117,9 +124,9 @@ def trunk(values: list[Any], precision: InferencePrecision) -> FoundTrunk | None
         shape = (1, *shape)
     layers: list[Convolution | None] = []
     for number, part in enumerate(before):
-        layers.append(part.layer(order, shape, number - 1))
+        layers.append(part.layer(order, shape, number - 1, [*before, parts[0]][number + 1]))
         order, shape = part.order, part.shape
-    layers += [part.layer(order, shape, len(before) - 1) for part in parts]
+    layers += [part.layer(order, shape, len(before) - 1, None) for part in parts]
     whole = tuple(layer for layer in layers if layer is not None)
     if len(whole) != len(layers):
         return None
@@ -138,12 +145,13 @@ def trunk(values: list[Any], precision: InferencePrecision) -> FoundTrunk | None
 class _Part:
     """A convolution and what is made of it, up to a value.
 
-    `given` is how the features of its input become bytes (None: they are float32), `order` has for each element of the value the
-    number of that of the convolution's result, (rows, *places).
+    `given` is how the features of its input become bytes (None: they do not), `weights` are int8 then, else what features are:
+    bits of bf16 or float32. `order` has for each element of the value the number of that of the convolution's result, (rows,
+    *places).
     """
 
     convolution: Any
-    weights: NDArray[np.int8] | Array
+    weights: NDArray[np.int8] | Bits | Array
     scale: Array
     bias: Array
     given: Coding | None
@@ -153,7 +161,7 @@ class _Part:
 
     @property
     def format(self) -> str:
-        return "fp32" if self.given is None else "int8"
+        return ARITHMETIC[self.weights.dtype].name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -171,9 +179,10 @@ class _Part:
         """Whether a runtime pads them."""
         return bool(self.weights.shape[1] % 16)
 
-    def layer(self, order: Places, shape: tuple[int, ...], reads: int) -> Convolution | None:
+    def layer(self, order: Places, shape: tuple[int, ...], reads: int, later: _Part | None) -> Convolution | None:
         """With its input's elements in an `order` of what it `reads`, an event of which has `shape`, channels first: what the
-        convolution of that number makes, or what the runtime does. None if there is no byte for the zeros around it."""
+        convolution of that number makes, or what the runtime does. What it makes is for a `later` one, or a result. None if there
+        is no byte for the zeros around it."""
         depth, *grid = event_shape(self.convolution.input_value(0)) or ()
         _, *made = self.shape
         padding, offset = 0, self.bias.astype(np.float64)
@@ -196,6 +205,7 @@ class _Part:
             padding,
             self.steps,
             self.coding,
+            np.dtype(_FEATURES["fp32" if later is None else later.format] if self.coding is None else np.uint8),
             None if straight else _places_first(order, shape).reshape(depth, -1).T.reshape(-1),
             reads,
         )
@@ -212,13 +222,14 @@ def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: A
     stored = stored_weights(convolution.input_value(1).get_node())
     if stored is None:
         return None
-    weights, scale = stored
+    weights: NDArray[np.int8] | Bits | Array = stored[0]
+    scale = stored[1]
     rows, made = len(weights), event_shape(convolution.output(0)) or ()
     grid = event_shape(convolution.input_value(0))
-    if grid is None or weights.ndim < 3 or scale.size not in (1, rows) or rows > _MOST_ROWS or weights.nbytes > _MOST_BYTES:
+    if grid is None or weights.ndim < 3 or scale.size not in (1, rows) or rows > _MOST_ROWS:
         return None
     around = [length + before + after for length, before, after in zip(grid[1:], *_padding(convolution), strict=True)]
-    if min(min(each) for each in _padding(convolution)) < 0 or len(between) > _MOST_STEPS or not computable(weights):
+    if min(min(each) for each in _padding(convolution)) < 0 or len(between) > _MOST_STEPS:
         return None
     if max(grid[0] * math.prod(around), math.prod(made)) > _MOST_ELEMENTS:
         return None
@@ -228,7 +239,11 @@ def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: A
         if ends is None:
             return None
         given = _coding(ends)
+    elif precision == "bf16" and not is_precise(convolution):
+        weights = bf16_bits(weights)
     elif precision != "f32":
+        return None
+    if weights.nbytes > _MOST_BYTES or not computable(weights):
         return None
     name, bias = with_bias(convolution, rows)
     made_of = _steps(value, between, convolution, name, made)
