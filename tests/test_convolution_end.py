@@ -13,6 +13,7 @@ from minicarlo.engines.convolution_end import convolution_end
 from minicarlo.engines.dense_code import bf16_bits
 from minicarlo.engines.network import OpenVinoNetwork
 from minicarlo.engines.runtime import has_bf16
+from minicarlo.graph.fast import PART
 from minicarlo.graph.recipe import Rewrite
 from minicarlo.llvm import has
 from minicarlo.precision import Calibration, Plan, surrogate_quantizer
@@ -177,6 +178,7 @@ def test_cerns_network(form, tmp_path):
         "wide borders",
         "cut borders",
         "unsaid borders",
+        "part of a fast one",
     ],
 )
 def test_what_is_left_to_the_runtime(what):
@@ -196,6 +198,9 @@ def test_what_is_left_to_the_runtime(what):
     elif what == "unsaid borders":
         kernel = constant(random.normal(size=(5, 6, 3, 3)))
         value = ops.convolution(source, kernel, [1, 1], [0, 0], [0, 0], [1, 1], "same_upper")
+    elif what == "part of a fast one":
+        value = ops.convolution(source, constant(random.normal(size=(5, 6, 3, 3))), [1, 1], *padding, [1, 1])
+        value.set_friendly_name(f"conv{PART}in")
     elif what == "many weights":
         value = convolution(source, random, 256, (9, 9), [[4, 4], [4, 4]], "fp32")
     elif what == "zero between bytes":

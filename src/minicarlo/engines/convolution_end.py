@@ -22,6 +22,7 @@ from minicarlo.engines.kernel_end import KernelEnd, Taken
 from minicarlo.engines.runtime import InferencePrecision, element_type, event_shape, is_precise, one_at_a_time
 from minicarlo.engines.vector_code import kernel_of
 from minicarlo.engines.vector_program import KINDS, Array, Step
+from minicarlo.graph.fast import PART as FAST_PART
 from minicarlo.llvm import has
 
 if TYPE_CHECKING:
@@ -215,6 +216,8 @@ def _part(value: Any, precision: InferencePrecision) -> _Part | None:  # noqa: A
     """The convolution in front of `value`, if all between is understood and our code can compute it."""
     between, convolution = _between(value)
     if convolution is None or event_shape(convolution.output(0)) is None:
+        return None
+    if FAST_PART in convolution.get_friendly_name():  # a matrix of a fast convolution, which is no layer
         return None
     attributes = convolution.get_attributes()
     if {*attributes["strides"], *attributes["dilations"]} != {1} or attributes["auto_pad"] != "explicit":
