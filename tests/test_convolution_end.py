@@ -179,6 +179,7 @@ def test_cerns_network(form, tmp_path):
         "cut borders",
         "unsaid borders",
         "part of a fast one",
+        "repeated for another",
     ],
 )
 def test_what_is_left_to_the_runtime(what):
@@ -198,6 +199,9 @@ def test_what_is_left_to_the_runtime(what):
     elif what == "unsaid borders":
         kernel = constant(random.normal(size=(5, 6, 3, 3)))
         value = ops.convolution(source, kernel, [1, 1], [0, 0], [0, 0], [1, 1], "same_upper")
+    elif what == "repeated for another":
+        column = convolution(source, random, 5, (6, 6), [[0, 0], [0, 0]], "fp32")
+        value = ops.add(column, ops.reshape(column, constant([-1, 1, 5, 1], np.int64), False))
     elif what == "part of a fast one":
         value = ops.convolution(source, constant(random.normal(size=(5, 6, 3, 3))), [1, 1], *padding, [1, 1])
         value.set_friendly_name(f"conv{PART}in")
@@ -240,7 +244,7 @@ def test_bf16(monkeypatch):
             so_far = body.intrinsic("fma", 16, *parts, so_far)
         return so_far
 
-    monkeypatch.setattr("minicarlo.engines.convolution_code.more", two_products)
+    monkeypatch.setattr("minicarlo.engines.dense_code.more", two_products)
     monkeypatch.setattr("minicarlo.engines.convolution_end.computable", lambda _: True)
     random = np.random.default_rng(6)
     source = ops.parameter([-1, 6, 5, 5, 7], np.float32, name="x")

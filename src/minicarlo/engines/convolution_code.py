@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.dense_code import ARITHMETIC, INTEGERS, Bits, more, scaled
+from minicarlo.engines.dense_code import ARITHMETIC, INTEGERS, Bits, Columns, add_products, places_together, scaled
 from minicarlo.engines.step_code import declared, operation
 from minicarlo.engines.vector_program import Array, Step
-from minicarlo.llvm import LANES, Body, function, has, mask_type, vector_type
+from minicarlo.llvm import LANES, Body, function, mask_type, vector_type
 
 _FLOATS = vector_type(LANES)
 _ALIGNMENT = 64
@@ -101,12 +102,12 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Trunk:
-    """Convolutions, each after the one that it reads.
+    """Convolutions, each after the one that it reads. Those that read the same find it moved alike, with the same padding.
 
     Attributes:
         convolutions: in their order.
         read: the number of features of an event that the first ones find.
-        results: the numbers of those whose results are asked for, (*places, rows).
+        results: the numbers of those whose results are asked for, (*places, rows), and which no other reads.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -125,19 +126,15 @@ class TrunkWriter:
         self._trunk = trunk
         self._constants, memory = bytearray(), bytearray()
         convolutions = trunk.convolutions
-        self._direct = {
-            number
-            for number in {layer.reads for layer in convolutions} - {-1, *trunk.results}
-            if all(layer.moved is None for layer in convolutions if layer.reads == number)
-            and len({layer.padding for layer in convolutions if layer.reads == number}) == 1
-        }
-        self._grids: list[_Grid] = []
-        for number in range(len(convolutions)):
-            self._grids.append(self._grid(number))
+        written = {layer.reads for layer in convolutions if layer.moved is None}
+        self._written = {each: _Grid([layer for layer in convolutions if layer.reads == each], None) for each in sorted(written)}
+        self._grids = [
+            self._written[layer.reads] if layer.moved is None else _Grid([layer], layer.moved) for layer in convolutions
+        ]
         for grid in dict.fromkeys(self._grids):
             grid.start = _append(memory, grid.filler.tobytes() + bytes(_ALIGNMENT))  # a run of bytes is read as whole words
-        kept = {layer.reads for layer in convolutions} - {-1, *self._direct, *trunk.results}
-        self._dense = {number: _append(memory, bytes(convolutions[number].made_bytes)) for number in sorted(kept)}
+        moved = {layer.reads for layer in convolutions} - {-1, *written}
+        self._dense = {number: _append(memory, bytes(convolutions[number].made_bytes)) for number in sorted(moved)}
         self._layers = [_Layer(self, number, layer) for number, layer in enumerate(convolutions)]
         functions = [layer.text() for layer in self._layers]
         functions += [self._moves(number) for number, grid in enumerate(self._grids) if grid.moved is not None]
@@ -167,20 +164,9 @@ class TrunkWriter:
         """Where in memory the first place of a convolution's result lies, None if that is a result that is asked for, and the
         bytes from one place to the next along each axis."""
         layer = self._trunk.convolutions[number]
-        if number in self._direct:
-            grid = next(grid for grid, later in zip(self._grids, self._trunk.convolutions, strict=True) if later.reads == number)
+        if (grid := self._written.get(number)) is not None:
             return grid.start + _within(grid.before, grid.strides), grid.strides
         return self._dense.get(number), _strides(layer.made, layer.row_bytes)
-
-    def _grid(self, number: int) -> _Grid:
-        """The memory that a convolution reads; those that read the same read the same memory."""
-        layer = self._trunk.convolutions[number]
-        if layer.reads not in self._direct:
-            moved = layer.moved if layer.moved is not None else np.arange(math.prod(layer.grid) * layer.weights.shape[1])
-            return _Grid([layer], moved)
-        first = next(each for each, other in enumerate(self._trunk.convolutions) if other.reads == layer.reads)
-        same = [each for each in self._trunk.convolutions if each.reads == layer.reads]
-        return _Grid(same, None) if number == first else self._grids[first]
 
     def _moves(self, number: int) -> str:
         """The features of a convolution to where it reads them."""
@@ -195,9 +181,7 @@ class TrunkWriter:
         outs = {number: f"%out{place}" for place, number in enumerate(self._trunk.results)}
         for number, layer in enumerate(self._trunk.convolutions):
             if self._grids[number].moved is not None:
-                source = "%source"
-                if layer.reads >= 0:
-                    source = outs.get(layer.reads) or body.at("%memory", self._dense[layer.reads], "i8")
+                source = "%source" if layer.reads < 0 else body.at("%memory", self._dense[layer.reads], "i8")
                 body.do(f"call void @move{number}(ptr {source}, ptr %constants, ptr %memory)")
             place, _ = self.target(number)
             target = outs[number] if place is None else body.at("%memory", place, "i8")
@@ -241,6 +225,50 @@ class ChainWriter:
         return function("run", "ptr %inputs, ptr %constants, ptr %scratch, ptr %out, i64 %events", body, public=True)
 
 
+class TrunkFeatures:
+    """A trunk whose results a program's columns are found in, for some `events` at a time.
+
+    `given` is the number of the input that has the trunk's features; `constants` and `scratch` have what it needs behind what a
+    program's passes need.
+    """
+
+    def __init__(self, trunk: Trunk, columns: Columns, events: int, constants: Sequence[Array], scratch: Array) -> None:
+        self._trunk, self._columns, self._events = trunk, columns, events
+        self._writer = TrunkWriter(trunk)
+        made = [trunk.convolutions[number] for number in trunk.results]
+        self._made = [math.prod(layer.made) * layer.row_bytes for layer in made]
+        self.given = columns.inputs[0]
+        self._constants, self.constants = _appended(constants, self._writer.constants)
+        self._memory, parts = _appended([scratch], self._writer.memory)
+        self._features, parts = _appended(parts, np.zeros(events * sum(self._made) // 4 + LANES, np.float32))
+        self.scratch = np.concatenate(parts)
+
+    def text(self) -> str:
+        """All functions."""
+        return self._writer.text()
+
+    def addresses(self, body: Body, count: int) -> str:
+        """Room for the addresses of `count` inputs of the passes, with those that the kernel is given."""
+        inputs = body.let(f"alloca [{count} x ptr]")
+        for index in range(self.given):
+            body.put(body.get(body.at("%inputs", index, "ptr"), "ptr"), body.at(inputs, index, "ptr"), "ptr")
+        return inputs
+
+    def make(self, body: Body, inputs: str, first: str, count: int) -> None:
+        """What the trunk makes of some events, and its addresses, from which the passes count events from the first of all."""
+        size = self._trunk.read * self._trunk.convolutions[0].bytes_each
+        source = body.at(body.get(body.at("%inputs", self.given, "ptr"), "ptr"), body.times(first, size), "i8")
+        constants, memory = body.place("%constants", self._constants), body.place("%scratch", self._memory)
+        starts = list(accumulate((self._events * each for each in self._made), initial=4 * self._features))[:-1]
+        for event in range(count):
+            made = (body.at("%scratch", start + event * size, "i8") for start, size in zip(starts, self._made, strict=True))
+            results = ", ".join(f"ptr {each}" for each in made)
+            body.do(f"call void @trunk(ptr {body.at(source, event * size, 'i8')}, ptr {constants}, ptr {memory}, {results})")
+        for index, start, length in zip(self._columns.inputs, starts, self._made, strict=True):
+            before = body.integer("sub", start, body.times(first, length))
+            body.put(body.at("%scratch", before, "i8"), body.at(inputs, index, "ptr"), "ptr")
+
+
 def copies(writer: TrunkWriter, name: str, source: Places, target: Places, size: int) -> str:
     """A function that copies elements of `size` bytes from one memory to another, so many at a time as always lie together."""
     units = [each for each in (size, 2 * size, 4 * size, 8) if each <= 8]
@@ -269,7 +297,6 @@ class _Grid:
         axes = range(len(readers[0].grid))
         self.before = tuple(max(each.before[axis] for each in readers) for axis in axes)
         lengths = [max(self.before[axis] - each.before[axis] + each.padded[axis] for each in readers) for axis in axes]
-        lengths = [max(length, self.before[axis] + readers[0].grid[axis]) for axis, length in enumerate(lengths)]
         depth = readers[0].weights.shape[1]
         kind = {1: np.uint8, 2: np.uint16, 4: np.float32}[readers[0].bytes_each]
         self.filler = np.full(math.prod(lengths) * depth, readers[0].padding, kind)
@@ -311,8 +338,7 @@ class _Layer:
         body = Body()
         grid = body.at("%memory", self._start, "i8")
         length = self._layer.made[-1]
-        most = max(1, (24 if has("avx512f") else 6) // self._vectors)  # as many sums as there are registers for
-        groups = -(-length // most)
+        groups = -(-length // places_together(self._vectors))
         size, larger = divmod(length, groups)
 
         def line(number: str) -> None:
@@ -343,10 +369,7 @@ class _Layer:
         def word(features: str, weights: str, step: str | int) -> None:
             parts = [body.get(body.at(weights, v * LANES * 4, "i8"), INTEGERS, 64) for v in range(self._vectors)]
             here = body.at(features, step, "i32")
-            for place, of_place in enumerate(sums):
-                value = body.splat(body.get(body.at(here, place * self._step, "i8"), "i32", 1), LANES, "i32")
-                for so_far, part in zip(of_place, parts, strict=True):
-                    body.put(more(body, self._arithmetic, body.get(so_far, kind), value, part), so_far, kind)
+            add_products(body, self._arithmetic, sums, (body.at(here, place * self._step, "i8") for place in range(count)), parts)
 
         def run(number: str) -> None:
             features = body.at(source, body.get(body.at(body.at("%constants", self._starts, "i8"), number)), "i8")
@@ -425,6 +448,13 @@ def _append(memory: bytearray, more_of_it: bytes) -> int:
     start = len(memory)
     memory += more_of_it
     return start
+
+
+def _appended(parts: Sequence[Array], more_of_it: Array) -> tuple[int, list[Array]]:
+    """Where floats begin, at a whole number of vectors, when they are put behind `parts`, and all of them."""
+    so_far = sum(each.size for each in parts)
+    padding = -so_far % LANES
+    return so_far + padding, [*parts, np.zeros(padding, np.float32), more_of_it]
 
 
 def _strides(places: Sequence[int], size: int) -> tuple[int, ...]:

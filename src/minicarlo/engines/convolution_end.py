@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from minicarlo.engines.account import mac_layers
 from minicarlo.engines.convolution_code import SUMS, ChainWriter, Coding, Convolution, Places, Trunk
-from minicarlo.engines.dense import as_bytes, features_last, range_of_bytes, stored_weights, with_bias
+from minicarlo.engines.dense import as_features, range_of_bytes, stored_weights, with_bias
 from minicarlo.engines.dense_code import ARITHMETIC, Bits, bf16_bits, computable
 from minicarlo.engines.kernel_end import KernelEnd, Taken
 from minicarlo.engines.runtime import InferencePrecision, element_type, event_shape, is_precise, one_at_a_time
@@ -89,15 +89,7 @@ class FoundTrunk:
 
     def features(self) -> Any:  # noqa: ANN401
         """What the first convolutions read, for the runtime to compute."""
-        from openvino import Type
-        from openvino import opset13 as operators
-
-        form, value = next(iter(self.layers.values())), self.source
-        if form == "int8":
-            value = as_bytes(value)
-        elif form == "bf16":
-            value = operators.convert(value, Type.bf16).output(0)
-        return features_last(value) if len(event_shape(value) or ()) > 1 else value
+        return as_features(self.source, next(iter(self.layers.values())))
 
 
 def trunk(values: list[Any], precision: InferencePrecision) -> FoundTrunk | None:
@@ -302,13 +294,15 @@ def _steps(value: Any, between: list[Any], convolution: Any, biased: str, made: 
         order = orders[read[0]]
         if any(not np.array_equal(orders[each], order) for each in read[1:]):
             return None
+        if kind not in _MOVERS and math.prod(event_shape(op.output(0)) or ()) != len(order):  # one is repeated for another
+            return None
         if kind in _MOVERS:
             changed = _after(op, order)
             if changed is None:
                 return None
             names[name], orders[name] = names[read[0]], changed
             continue
-        if event_shape(op.output(0)) is None or element_type(op.output(0)) not in ("f32", "boolean"):
+        if element_type(op.output(0)) not in ("f32", "boolean"):
             return None
         if kind == "FakeQuantize":
             ends = range_of_bytes(op)
@@ -401,7 +395,7 @@ def _numbers(value: Any) -> NDArray[Any] | None:  # noqa: ANN401
     """A constant's numbers, also behind views of it; None of anything else."""
     node = value.get_node()
     if node.get_type_name() == "Constant":
-        return np.array(node.get_data())
+        return np.asarray(node.get_data())
     if node.get_type_name() not in _VIEWS or value.get_partial_shape().is_dynamic:
         return None
     found = _numbers(node.input_value(0))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicarlo.engines.dense_code import Dense, Numbers, bf16_bits
+from minicarlo.engines.dense_code import Dense, Numbers, bf16_bits, computable
 from minicarlo.engines.runtime import MOVERS, element_type, event_shape, is_precise, moved_inputs
 
 if TYPE_CHECKING:
@@ -55,17 +55,7 @@ class DenseEnd:
 
     def features(self) -> list[Any]:
         """The sources as (batch, *places, features) in the format of the layers, bytes for int8, for the runtime to compute."""
-        from openvino import Type
-        from openvino import opset13 as operators
-
-        found = []
-        for value in self.sources:
-            if self.format == "int8":
-                value = as_bytes(value)
-            elif self.format == "bf16":
-                value = operators.convert(value, Type.bf16).output(0)
-            found.append(features_last(value))
-        return found
+        return [as_features(value, self.format) for value in self.sources]
 
 
 def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
@@ -103,25 +93,23 @@ def dense_end(model: openvino.Model, floats: str) -> DenseEnd | None:
         stored = weights if kind == np.int8 or floats == "fp32" else bf16_bits(weights)
         layers[name] = Dense(stored.T, (step * scale).astype(np.float32), offset.astype(np.float32))
         operations |= {name, op.get_name()}
-    return DenseEnd(layers, operations, sources, places) if all(layer.computable() for layer in layers.values()) else None
+    return DenseEnd(layers, operations, sources, places) if all(computable(layer.weights) for layer in layers.values()) else None
 
 
-def as_bytes(value: Any) -> Any:  # noqa: ANN401
-    """What a rounding to bytes makes, as these."""
+def as_features(value: Any, form: str) -> Any:  # noqa: ANN401
+    """(batch, features, *places) of a graph as (batch, *places, features) in a format: for int8 what is rounded to bytes."""
+    from openvino import Type
     from openvino import opset13 as operators
 
-    ends = [operators.constant(np.float32(end)) for end in (0, 255)]
-    counted = operators.fake_quantize(*value.get_node().input_values()[:3], *ends, 256)
-    counted.set_friendly_name(value.get_node().get_friendly_name())
-    return operators.convert(counted, np.uint8).output(0)
-
-
-def features_last(value: Any) -> Any:  # noqa: ANN401
-    """(batch, features, *places) as (batch, *places, features)."""
-    from openvino import opset13 as operators
-
-    axes = operators.constant(np.array([0, *range(2, len(_shape(value)) + 1), 1]))
-    return operators.transpose(value, axes).output(0)
+    if form == "int8":
+        ends = [operators.constant(np.float32(end)) for end in (0, 255)]
+        counted = operators.fake_quantize(*value.get_node().input_values()[:3], *ends, 256)
+        counted.set_friendly_name(value.get_node().get_friendly_name())
+        value = operators.convert(counted, np.uint8).output(0)
+    elif form == "bf16":
+        value = operators.convert(value, Type.bf16).output(0)
+    axes = [0, *range(2, len(_shape(value)) + 1), 1]
+    return operators.transpose(value, operators.constant(np.array(axes))).output(0) if len(axes) > 2 else value
 
 
 def readers(op: Any) -> Iterator[Any]:  # noqa: ANN401

@@ -8,7 +8,7 @@ processor's nearest cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,10 +81,6 @@ class Dense:
         """What it is computed in."""
         return ARITHMETIC[self.weights.dtype].name
 
-    def computable(self) -> bool:
-        """Whether this code can compute it on this processor."""
-        return computable(self.weights)
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -107,6 +103,19 @@ def computable(weights: NDArray[Any]) -> bool:
     if form == "bf16":
         return has("avx512bf16") and not has("amx-bf16")
     return has("avx512vnni") or (has("avx2") and has_fma() and int(np.abs(weights.astype(int)).max()) <= _HALF_RANGE)
+
+
+def places_together(vectors: int) -> int:
+    """Of how many places there are registers for the sums, so many vectors of each."""
+    return max(1, (24 if has("avx512f") else 6) // vectors)
+
+
+def add_products(body: Body, how: Arithmetic, sums: list[list[str]], features: Iterable[str], weights: Sequence[str]) -> None:
+    """To the sums of some places, a vector for each of `weights`, what 32 bits of each place's features, which lie there, add."""
+    for place, of_place in zip(features, sums, strict=True):
+        value = body.splat(body.get(place, "i32", 1), LANES, "i32")
+        for so_far, weight in zip(of_place, weights, strict=True):
+            body.put(more(body, how, body.get(so_far, how.sums), value, weight), so_far, how.sums)
 
 
 def scaled(body: Body, how: Arithmetic, total: str, scale: str, offset: str) -> str:
@@ -176,7 +185,7 @@ class DenseWriter:
             base = body.get(body.at("%inputs", index, "ptr"), "ptr")
             of_event = body.at(base, body.times("%event", length * self._stride), "i8")
             body.put(of_event, body.at(bases, number, "ptr"), "ptr")
-        together = max(1, (24 if has("avx512f") else 6) // self.vectors)  # as many sums as there are registers for
+        together = places_together(self.vectors)
         body.loop("%first", "%last", together, lambda column: self._group(body, bases, column, together))
         count = body.integer("sub", "%last", "%first")
         whole = body.integer("add", "%first", body.times(body.integer("udiv", count, together), together))
@@ -192,10 +201,7 @@ class DenseWriter:
         def multiply(step: str) -> None:
             start = body.times(step, self.vectors * LANES)
             weights = [body.get(body.place("%dense", start, v * LANES), INTEGERS, 64) for v in range(self.vectors)]
-            for place, of_column in zip(features, sums, strict=True):
-                value = body.splat(body.get(body.at(place, step, "i32"), "i32", 1), LANES, "i32")
-                for so_far, weight in zip(of_column, weights, strict=True):
-                    body.put(more(body, self._arithmetic, body.get(so_far, kind), value, weight), so_far, kind)
+            add_products(body, self._arithmetic, sums, (body.at(place, step, "i32") for place in features), weights)
 
         body.loop(0, self._steps, 1, multiply)
         for number, of_column in zip(columns, sums, strict=True):

@@ -7,7 +7,6 @@ same bits on every processor that has fused multiply-add.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
@@ -17,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from minicarlo.engines.convolution_code import Trunk, TrunkWriter
+from minicarlo.engines.convolution_code import Trunk, TrunkFeatures
 from minicarlo.engines.dense_code import BLOCK, DenseWriter
 from minicarlo.engines.step_code import declared, operation
 from minicarlo.engines.vector_program import COMPARE, Array, Passes, Program, Step
@@ -112,7 +111,6 @@ class _Writer:
 
     def __init__(self, program: Program, trunk: Trunk | None = None) -> None:
         self.program, self.steps = program, program.steps
-        self._trunk, self._convolutions = trunk, TrunkWriter(trunk) if trunk is not None else None
         self._passes = passes = Passes(program)
         of_cells = {n: np.atleast_2d(t.data) for n, t in self.steps.items() if t.data is not None and passes.is_early(n)}
         of_rows = {n: t.data for n, t in self.steps.items() if t.data is not None and t.size == "rows"}
@@ -148,14 +146,11 @@ class _Writer:
         self._ahead_length = self._length + -(-furthest // LANES) * LANES
         self.scratch = np.zeros(self._ahead + _EVENTS * len(self._passes.ahead) * self._ahead_length, np.float32)
         self._addresses = self.inputs  # that the passes read
-        if trunk is not None and program.columns is not None and self._convolutions is not None:
-            made = [trunk.convolutions[number] for number in trunk.results]
-            self._made = [math.prod(layer.made) * layer.row_bytes for layer in made]
-            self._given, self.inputs = program.columns.inputs[0], program.columns.inputs[0] + 1
-            self._constants_of_trunk, self.constants = _appended(self.constants, self._convolutions.constants)
-            self._memory, parts = _appended([self.scratch], self._convolutions.memory)
-            self._features, parts = _appended(parts, np.zeros(_EVENTS * sum(self._made) // 4 + LANES, np.float32))
-            self.scratch = np.concatenate(parts)
+        self._trunk = None
+        if trunk is not None and program.columns is not None:
+            self._trunk = TrunkFeatures(trunk, program.columns, _EVENTS, self.constants, self.scratch)
+            self.constants, self.scratch = self._trunk.constants, self._trunk.scratch
+            self.inputs = self._trunk.given + 1
 
     def _in_rows(self, data: Array) -> Array:
         """Numbers of cells as (rows, row), or (row,) if all rows have the same."""
@@ -168,8 +163,8 @@ class _Writer:
         functions = [self._cells(events) for events in (_EVENTS, 1)]
         if self._dense:
             functions.append(self._dense.text())
-        if self._convolutions:
-            functions.append(self._convolutions.text())
+        if self._trunk:
+            functions.append(self._trunk.text())
         if self.program.turned:
             functions.append(self._turn())
         functions += [self._rows(), self._run()]
@@ -452,13 +447,11 @@ class _Writer:
         body = Body()
         kept, length = len(self._passes.kept), self._length
 
-        inputs = body.let(f"alloca [{self._addresses} x ptr]") if self._trunk else "%inputs"
-        for index in range(self._given if self._trunk else 0):
-            body.put(body.get(body.at("%inputs", index, "ptr"), "ptr"), body.at(inputs, index, "ptr"), "ptr")
+        inputs = self._trunk.addresses(body, self._addresses) if self._trunk else "%inputs"
 
         def events(first: str, count: int) -> None:
             if self._trunk:
-                self._features_of(body, inputs, first, count)
+                self._trunk.make(body, inputs, first, count)
             body.do(f"call void @cells{count}(ptr {inputs}, ptr %constants, ptr %scratch, i64 {first})")
             for event in range(count):
                 source = body.place("%scratch", event * kept * length)
@@ -477,25 +470,3 @@ class _Writer:
         whole = body.times(body.let(f"sdiv i64 %events, {_EVENTS}"), _EVENTS)
         body.loop(whole, "%events", 1, lambda first: events(first, 1))
         return function("run", "ptr %inputs, ptr %constants, ptr %scratch, ptr %out, i64 %events", body, public=True)
-
-    def _features_of(self, body: Body, inputs: str, first: str, count: int) -> None:
-        """What the trunk makes of some events, and its addresses, from which the passes count events from the first of all."""
-        assert self._trunk is not None and self.program.columns is not None
-        size = self._trunk.read * self._trunk.convolutions[0].bytes_each
-        source = body.at(body.get(body.at("%inputs", self._given, "ptr"), "ptr"), body.times(first, size), "i8")
-        constants, memory = body.place("%constants", self._constants_of_trunk), body.place("%scratch", self._memory)
-        starts = list(accumulate((_EVENTS * each for each in self._made), initial=4 * self._features))[:-1]
-        for event in range(count):
-            made = (body.at("%scratch", start + event * size, "i8") for start, size in zip(starts, self._made, strict=True))
-            results = ", ".join(f"ptr {each}" for each in made)
-            body.do(f"call void @trunk(ptr {body.at(source, event * size, 'i8')}, ptr {constants}, ptr {memory}, {results})")
-        for index, start, length in zip(self.program.columns.inputs, starts, self._made, strict=True):
-            before = body.integer("sub", start, body.times(first, length))
-            body.put(body.at("%scratch", before, "i8"), body.at(inputs, index, "ptr"), "ptr")
-
-
-def _appended(parts: Sequence[Array], more: Array) -> tuple[int, list[Array]]:
-    """Where `more` begins, at a whole number of vectors, when it is put behind `parts`, and all of them."""
-    so_far = sum(each.size for each in parts)
-    padding = -so_far % LANES
-    return so_far + padding, [*parts, np.zeros(padding, np.float32), more]
