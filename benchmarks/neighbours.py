@@ -28,6 +28,10 @@ RADII = ((1.2, 3.5), (3.5, 5.5), (5.5, 11.0))  # in cells
 OFFSETS = {"next cell": (0, 0, 1), "diagonal": (0, 1, 1), "next but one": (0, 0, 2), "next layer": (1, 0, 0)}
 LAYERS = slice(3, 17)
 LOWEST_MEV = 1780.0
+EMPTY_AT_MEV = (1e3, 2e3), (2e3, 5e3), (5e3, 2e4)
+WATCHED = 0, 1, 15, 18, 20, 22, 24  # layers
+WEAK_MEV = (0.05, 0.12), (0.12, 0.16), (0.16, 0.25), (0.25, 0.4), (0.4, 0.8), (0.8, 1.5), (1.5, 3.0)
+LAST = slice(18, None)
 
 
 def main(reference: str, candidate: str) -> None:
@@ -37,6 +41,8 @@ def main(reference: str, candidate: str) -> None:
     console.print(_separations(*measured))
     console.print(_correlations(*pair, measured[0].threshold_mev))
     console.print(_around(*measured))
+    console.print(_empty_layers(*pair, measured[0].threshold_mev))
+    console.print(_weak_layers(*pair, measured[0].threshold_mev))
 
 
 def _separations(reference: Measured, candidate: Measured) -> Table:
@@ -86,6 +92,37 @@ def _correlations(reference: EventSet, candidate: EventSet, threshold_mev: float
             found = [_with_neighbours(each, ring) for each in hits]
             cells = [f"{one:.3f}, {other:.3f}" for one, other in zip(*found, strict=True)]
             table.add_row(f"{low / 1e3:.0f} to {high / 1e3:.0f} GeV", f"{inner} to {outer}", *cells)
+    return table
+
+
+def _empty_layers(reference: EventSet, candidate: EventSet, threshold_mev: float) -> Table:
+    """In how many showers of an energy a layer holds nothing."""
+    table = Table("empty layers", *(str(layer) for layer in WATCHED))
+    energy = reference.incident_energy.reshape(-1)
+    for low, high in EMPTY_AT_MEV:
+        rows = (energy >= low) & (energy < high)
+        hit = [(events.samples[rows] > threshold_mev).any((2, 3)) for events in (reference, candidate)]
+        shares = [[f"{1 - each[:, layer].mean():.1%}" for each in hit] for layer in WATCHED]
+        table.add_row(f"{low / 1e3:g} to {high / 1e3:g} GeV", *(", ".join(each) for each in shares))
+    return table
+
+
+def _weak_layers(reference: EventSet, candidate: EventSet, threshold_mev: float) -> Table:
+    """Cells hit in the last layers by their energy: the mean, the variance over it, and the share of layers with one alone."""
+    table = Table("energy of one of the last layers", "layers", "cells hit", "variance over mean", "one alone")
+    for low, high in WEAK_MEV:
+        found = []
+        for events in (reference, candidate):
+            cells = np.where(events.samples[:, LAST] > threshold_mev, events.samples[:, LAST], 0)
+            energy = cells.sum((2, 3))
+            found.append((cells > 0).sum((2, 3))[(energy > low) & (energy <= high)])
+        columns = (
+            [f"{len(hits):,}" for hits in found],
+            [f"{hits.mean():.2f}" for hits in found],
+            [f"{hits.var() / hits.mean():.2f}" for hits in found],
+            [f"{(hits == 1).mean():.1%}" for hits in found],
+        )
+        table.add_row(f"{low} to {high} MeV", *(", ".join(column) for column in columns))
     return table
 
 

@@ -25,9 +25,11 @@ from minicarlo.generators.shower2d import (  # noqa: E402
     LATENT_NOISE,
     LATENT_SHAPE,
     READERS,
+    TRACE,
     UNIT_MAPS,
     Edge,
     Shower2D,
+    Spectra,
     from_root,
     to_root,
 )
@@ -441,10 +443,11 @@ def test_cells_share_in_what_strikes_their_neighbours(
     network.shape.profile.data[:2] = torch.tensor([-0.8, 0.4])[:, None, None, None]  # hit one time in sixteen
     network.shape.link.data[:] = torch.tensor(links)[:, None, None, None]
     network.shape.across.data.fill_(0.0)
+    network.shape.answer.data.fill_(0.0)
     noise = torch.randn(4000, LATENT_NOISE, generator=torch.Generator().manual_seed(6))
     inputs = torch.zeros(4000, LATENT_SHAPE), noise, torch.zeros(4000, 3), torch.full((4000, 1), 1e4)
     with torch.no_grad():
-        hit = (network.raw_cells(*inputs) > 0).float()
+        hit = (network.raw_cells(*inputs) > 2 * TRACE).float()
     hit = (hit - hit.mean(0)) / hit.std(0)
     assert abs(float((hit[:, :, 1:] * hit[:, :, :-1]).mean()) - adjacent) < 0.03
     assert abs(float((hit[:, :, :, 1:] * hit[:, :, :, :-1]).mean()) - adjacent) < 0.03
@@ -460,6 +463,60 @@ def test_layers_hold_exactly_the_energy_they_were_given() -> None:
     with torch.no_grad():
         cells = network.cells(torch.randn(5, 136), torch.randn(5, 16), layers, torch.full((5, 1), 2e4))
     torch.testing.assert_close(cells.sum((2, 3)), layers, rtol=1e-4, atol=1e-4)
+
+
+def far_from_hit(location: float, tail: float) -> Shower2D:
+    """A network whose cells are all alike: hit where `location` and `tail` times a number of mean 0.8 are above zero."""
+    network = Shower2D(sample_shape=(3, 11, 11))
+    for head in (network.shape.location, network.shape.tail, network.shape.spread):
+        for parameter in head.parameters():
+            torch.nn.init.zeros_(parameter)
+    network.shape.profile.data[:] = torch.tensor([location, tail, 0.0])[:, None, None, None]
+    network.shape.link.data[:] = torch.tensor([0.0, 0.0, 25.0, 0.0, 0.0])[:, None, None, None]
+    return network
+
+
+def test_a_layer_whose_cells_are_not_hit_gives_its_energy_to_the_one_that_came_nearest() -> None:
+    network = far_from_hit(-0.6, 0.15)  # the largest of the numbers is 4
+    network.shape.answer.data.fill_(0.0)
+    noise = torch.randn(500, LATENT_NOISE, generator=torch.Generator().manual_seed(6))
+    layers = torch.full((500, 3), 0.16)
+    with torch.no_grad():
+        raw = network.raw_cells(torch.zeros(500, LATENT_SHAPE), noise, layers, torch.full((500, 1), 1e4))
+        cells = network.over_threshold(network.with_layer_energies(raw, layers))
+    assert float(raw.max()) <= TRACE
+    hits = (cells > 0).sum((2, 3)).float()
+    assert float((hits > 0).float().mean()) > 0.97 and float(hits.mean()) < 1.3
+    assert torch.equal(cells.flatten(2).argmax(2)[hits > 0], raw.flatten(2).argmax(2)[hits > 0])
+    assert 0.85 * 0.16 < float(cells.sum((2, 3)).mean()) <= 0.16
+
+
+def test_cells_answer_to_what_their_layer_lacks_of_its_energy() -> None:
+    """The number of cells that are hit is no longer that of independent ones, of which the variance is the mean."""
+    network = far_from_hit(-0.4, 0.2)
+    noise = torch.randn(4000, LATENT_NOISE, generator=torch.Generator().manual_seed(6))
+    spreads = []
+    for answer in (0.0, 0.1):
+        network.shape.answer.data.fill_(answer)
+        with torch.no_grad():
+            inputs = torch.zeros(4000, LATENT_SHAPE), noise, torch.full((4000, 3), 2.0), torch.full((4000, 1), 1e4)
+            hits = (network.raw_cells(*inputs) > 2 * TRACE).sum((2, 3)).double()
+        spreads.append(float(hits.var() / hits.mean()))
+    assert spreads[0] > 0.7 and spreads[1] < 0.8 * spreads[0]
+
+
+def test_maps_of_layer_energies_rise_and_begin_with_an_edge_and_end_straight() -> None:
+    spectra, edge = Spectra(2), Edge()
+    spectra.put(0.12, 5.0)
+    edge.put(0.12, 5.0)
+    energy = torch.linspace(0, 20, 20_001)
+    with torch.no_grad():
+        made, wanted = spectra(energy[:, None].expand(-1, 2))[:, 0], edge(energy)
+    assert torch.all(made.diff() > 0)
+    assert float((made - wanted).abs().max()) < 0.02  # pieces end where the edge does, or nearly so
+    torch.testing.assert_close(made[-5000:].diff(), energy[-5000:].diff(), rtol=0.01, atol=0)
+    torch.nn.init.ones_(spectra.slopes)
+    torch.testing.assert_close(spectra(energy[:, None].expand(-1, 2))[:, 1].detach(), energy)
 
 
 def test_small_cells_keep_their_energy_where_large_ones_can_take_up_the_layers() -> None:
@@ -522,14 +579,15 @@ def test_an_edge_is_learned_where_there_is_one() -> None:
 
 def test_a_layers_gain_and_shift_move_its_cells_and_no_others() -> None:
     network = Shower2D()
+    network.shape.answer.data.fill_(0.0)
     inputs = torch.randn(8, LATENT_SHAPE), torch.randn(8, LATENT_NOISE), torch.rand(8, 25) * 100, torch.full((8, 1), 1e4)
     with torch.no_grad():
         before = to_root(network.raw_cells(*inputs))
         network.shape.layer2.bias[3], network.shape.layer2.bias[25 + 3] = 1.0, 0.25
         after = to_root(network.raw_cells(*inputs))
-    hit = before[:, 3] > 0
+    hit = before[:, 3] > to_root(torch.tensor(2 * TRACE))
     assert hit.any()
-    torch.testing.assert_close(after[:, 3][hit], 2 * before[:, 3][hit] + 0.25)
+    torch.testing.assert_close(after[:, 3][hit], 2 * before[:, 3][hit] + 0.25, rtol=1e-3, atol=1e-3)
     others = [layer for layer in range(25) if layer != 3]
     assert torch.equal(after[:, others], before[:, others])
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minicarlo.generators.base import Generator
 
-__all__ = ["Edge", "READERS", "Shower2D", "UNIT_MAPS", "from_root", "to_root"]
+__all__ = ["Edge", "READERS", "Shower2D", "Spectra", "TRACE", "UNIT_MAPS", "from_root", "to_root"]
 
 LATENT_SPARE = 15  # latents of the layer energies beyond one per layer
 LATENT_SHAPE = 136
@@ -35,6 +35,11 @@ UNIT_MAPS = {  # by layer what is added to its units
 }
 LARGE = 1.0  # cells over this energy, in the cells' unit, take up what a layer's cells lack of its energy
 LEAST_CORRECTION, LARGEST_CORRECTION = -0.7, 2.0  # of such cells' energy
+TRACE, LEAST_OF_TRACE = 1e-4, 0.6  # of cells that nothing hits, see `Shower2D.trace`; its 64th power is still a number
+NOTHING = 1e-20  # beside every sum of traces
+LITTLE = 0.1  # energy of a layer in units of cells
+PIECES, PIECE = 32, 0.03  # of the maps of layer energies, and the length of one in the root scale
+FIRST_ANSWER = 0.3  # of `answer` before training
 
 
 class Shower2D(Generator):
@@ -53,11 +58,12 @@ class Shower2D(Generator):
        fluctuates a little with the next ones of its row, its column and its diagonal, and with the one behind it; where
        cells are rarely hit, one whose neighbour was struck may get a part of that;
     4. each layer is given its energy of step 1, mostly by scaling its large cells, and cells under the readout threshold are
-       set to zero; where layers are hit in one place only, that place always holds a trace (`least`), so that no layer with
-       energy is left without a cell that could take it.
+       set to zero. Cells that nothing hits hold a trace, so little that it counts only where no cell of a layer is hit: the
+       one that came nearest to it then takes the layer's energy.
 
     A charged particle that crosses a sensor leaves at least a certain energy, so that spectra of cells and of weakly hit
-    layers have an edge there: fewer cells below it, many just above. `Edge` makes one, where the Monte Carlo has it.
+    layers have an edge there: fewer cells below it, many just above. `Edge` makes one for cells, where the Monte Carlo has it;
+    of layers, in which one can see particles counted, `Spectra` make peaks and gaps.
 
     Everything of weight is a matrix product or a convolution with ReLU between, at 64 channels, which is what the int8 and bf16
     units of processors and GPUs are made for; the rest stays in float32.
@@ -117,7 +123,7 @@ class Shower2D(Generator):
         """(N, layers) energies of the layers in MeV."""
         root = torch.relu(self.energies(z_energies, self.features(incident_energy)))
         energy = root.square() * (incident_energy / (self.layer_units * self.cell_mev))
-        result: Tensor = self.energies.edge(energy) * self.cell_mev
+        result: Tensor = self.energies.spectra(energy) * self.cell_mev
         return result
 
     def layer_roots(self, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
@@ -139,12 +145,12 @@ class Shower2D(Generator):
         wanted = layer_energies / self.cell_mev
         total, movable = raw.sum(dim=(2, 3)), (raw * large).sum(dim=(2, 3))
         correction = ((wanted - total) / (movable + 1e-6)).clamp(LEAST_CORRECTION, LARGEST_CORRECTION)
-        scale = layer_energies / (total + correction * movable + 1e-6)
+        scale = layer_energies / (total + correction * movable + NOTHING)
         return raw * (scale[:, :, None, None] + (scale * correction)[:, :, None, None] * large)
 
     def raw_cells(self, z_shape: Tensor, z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
         """(N, *sample_shape) cell energies in units of `cell_mev`, before the layers are given their energies."""
-        return self.raw_cells_of(self.maps(z_shape, layer_energies, incident_energy), z_noise)
+        return self.raw_cells_of(self.maps(z_shape, layer_energies, incident_energy), z_noise, layer_energies)
 
     def maps(self, z_shape: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> tuple[Tensor, ...]:
         """Location, tail and spread of each cell (N, *sample_shape), gain and shift of each layer (N, layers)."""
@@ -154,7 +160,7 @@ class Shower2D(Generator):
             maps: tuple[Tensor, ...] = self.shape(inputs)
         return maps
 
-    def raw_cells_of(self, maps: tuple[Tensor, ...], z_noise: Tensor) -> Tensor:
+    def raw_cells_of(self, maps: tuple[Tensor, ...], z_noise: Tensor, layer_energies: Tensor) -> Tensor:
         """What `raw_cells` makes of `maps`."""
         location, tail, spread, gain, shift = maps
         uniform, skewed, next_row, next_column, next_on_diagonal, next_layer = self.noise(z_noise)
@@ -166,8 +172,23 @@ class Shower2D(Generator):
         struck = torch.relu(location + tail * next_row) + torch.relu(location + tail * next_column)
         struck = struck + self.shape.across * torch.relu(location + tail * next_on_diagonal)
         cells = torch.maximum(cells, given * struck - lost * uniform)
-        root = torch.relu(cells * (1 + gain)[:, :, None, None] + shift[:, :, None, None])
-        return from_root(self.shape.edge(root)) + self.shape.least
+        root = cells * (1 + gain)[:, :, None, None] + shift[:, :, None, None]
+        wanted = layer_energies / self.cell_mev
+        total = from_root(self.shape.edge(torch.relu(root))).sum(dim=(2, 3))
+        lack = (wanted - total) / (wanted + total + LITTLE)
+        root = root + (self.shape.answer * lack)[:, :, None, None]
+        return from_root(self.shape.edge(torch.relu(root))) + self.trace(root)
+
+    def trace(self, root: Tensor) -> Tensor:
+        """What a cell holds at least, in units of cells: the larger, the nearer it is to being hit, at a root of zero.
+
+        Of two cells that are 0.07 apart one has a hundred times what the other has, so that of a layer's cells nearly all of the
+        layer's energy goes to one.
+        """
+        trace = (1 + root).clamp(LEAST_OF_TRACE, 1.0)
+        for _ in range(6):
+            trace = trace * trace
+        return TRACE * trace
 
     def noise(self, z_noise: Tensor) -> tuple[Tensor, ...]:
         """Each (N, *sample_shape), a fixed continuous function of 16 latents: independent uniform numbers in [0, 1], the same
@@ -222,6 +243,36 @@ class Edge(nn.Module):
         return x + torch.minimum(self.contrast * x, height)
 
 
+class Spectra(nn.Module):
+    """Monotone maps of the energies of layers, a line in pieces for each: where one is flat the spectrum has a peak, and a gap
+    where it is steep. Energies are in units of cells; beyond the last of the pieces the slope is one.
+
+    A perceptron alone makes smooth spectra; with these it has only to say how many particles there are, as it were.
+    """
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        ends = from_root(torch.arange(PIECES + 1) * PIECE)
+        self.slopes = nn.Parameter(torch.ones(layers, PIECES))
+        self.starts: Tensor
+        self.widths: Tensor
+        self.register_buffer("starts", ends[:-1])
+        self.register_buffer("widths", ends.diff())
+        self.last = float(ends[-1])
+
+    @torch.no_grad()
+    def put(self, place: float, contrast: float) -> None:
+        """Begin with an edge in all layers, as `Edge` has it."""
+        ends = torch.cat([self.starts, self.starts.new_tensor([self.last])])
+        raised = ends + (contrast * ends).clamp(max=place * contrast / (1 + contrast))
+        self.slopes.copy_((raised.diff() / self.widths).expand_as(self.slopes))
+
+    def forward(self, energy: Tensor) -> Tensor:
+        """(N, layers) to (N, layers)."""
+        parts = torch.minimum(torch.relu(energy[:, :, None] - self.starts), self.widths)
+        return (parts * self.slopes).sum(dim=2) + torch.relu(energy - self.last)
+
+
 class LayerEnergies(nn.Module):
     """From latents and 4 energy features to roots of layer energies: a Gaussian model and a perceptron that corrects it.
 
@@ -239,7 +290,7 @@ class LayerEnergies(nn.Module):
         self.dense2 = nn.Linear(width, width)
         self.dense3 = nn.Linear(width, width)
         self.dense4 = nn.Linear(width, layers)
-        self.edge = Edge()  # of energies in units of the cells
+        self.spectra = Spectra(layers)
 
     def forward(self, latent: Tensor, features: Tensor) -> Tensor:
         x = torch.relu(self.dense1(torch.cat([latent, features], dim=1)))
@@ -304,8 +355,7 @@ class LayerShapes(nn.Module):
         self.profile = nn.Parameter(torch.zeros(3, *sample_shape))
         self.link = nn.Parameter(torch.tensor(FIRST_LINKS)[:, None, None, None].repeat(1, *sample_shape))
         self.across = nn.Parameter(torch.tensor(0.3))  # of a neighbour on the diagonal that was struck, beside the others
-        self.least: Tensor  # so little that it counts only where no other cell of a layer is hit
-        self.register_buffer("least", torch.zeros(sample_shape))
+        self.answer = nn.Parameter(torch.full((layers,), FIRST_ANSWER))  # of a layer's cells to the energy that they lack
         self.edge = Edge()  # in the root scale
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

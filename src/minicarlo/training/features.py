@@ -51,6 +51,7 @@ class ShowerFeatures:
         zones = [((radius >= low) & (radius < high)).float() for low, high in pairwise((0.0, *ZONES))]
         self.zones = torch.stack([zone.flatten() for zone in zones], 1)  # (cells of a layer, zones)
         self.threshold = float(to_root(torch.tensor(threshold)))
+        self.of_nothing = 1 / (1 + math.exp(self.threshold / THRESHOLD_WIDTH))  # what the smoothed count has of an empty cell
         self.padding = [side for length in reversed(detector.shape) for side in (0, -length % PATCH)]
 
     def in_patches(self, values: Tensor) -> Tensor:
@@ -73,6 +74,7 @@ class ShowerFeatures:
         patches = self.in_patches(energy)
         flat = energy.flatten(2)
         fired = torch.sigmoid((to_root(energy) - self.threshold) * (1 / THRESHOLD_WIDTH))
+        fired = (fired - self.of_nothing) / (1 - self.of_nothing)
         hits = fired.flatten(2)
         parts = (self.ring_count, self.frame_count, SECTORS)
         ring_hits, frame_hits, sector_hits = (hits @ self.weights[:, : sum(parts)]).split(parts, dim=2)  # (N, z, rings ...)

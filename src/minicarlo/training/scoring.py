@@ -36,7 +36,9 @@ EDGE_SHOWERS = 5_000  # Monte Carlo showers in which the edge of the cells' spec
 EDGE_BIN, EDGE_WINDOW = 0.01, 4  # width in the root scale, and bins that are compared on each side of the edge
 LEAST_CONTRAST, LARGEST_CONTRAST = 0.3, 6.0
 RARELY, GIVEN = 0.15, 1.3  # a cell hit in fewer showers than this share is given so much of a struck neighbour's, to begin with
-SURELY, LEAST = 0.9, 1e-4  # a cell with this share of its layer's single hits always has this energy, in units of cells
+FASTER, LEAST_SLOPE = 5.0, 0.05  # learning rate of the slopes of the maps of layer energies, and what they keep
+WEAK = 0.8  # layer energies in the root scale up to which they are scored by themselves, too
+HIT = 0.7, 0.35  # of the threshold in the root scale: where a layer begins to count as hit, and over which length
 LOWEST = -5.0  # of a cell's location in the root scale
 REVIVE_EVENTS = 2000
 REVIVE_EVERY, REVIVE_UNTIL = 500, 0.7  # steps, and the part of a phase in which units that never fire are made anew
@@ -54,8 +56,10 @@ class ScoringRecipe:
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.average.bf16 = False
         self.showers, self.settings, self.device = showers.kept_on(device), settings, device
+        slopes = generator.energies.spectra.slopes
+        others = [each for each in generator.energies.parameters() if each is not slopes]
         self.optimisers = {
-            "energies": torch.optim.Adam(generator.energies.parameters(), lr=settings.learning_rate),
+            "energies": torch.optim.Adam([{"params": others}, {"params": [slopes], "faster": FASTER}], lr=settings.learning_rate),
             "shape": torch.optim.Adam(generator.shape.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98)),
         }
         showers = self.showers
@@ -88,7 +92,6 @@ class ScoringRecipe:
         self.generator.shape.profile[1].fill_(0.3)
         hit = (energy > self.generator.threshold_mev / self.generator.cell_mev).float()
         self.generator.shape.link[1].copy_(GIVEN * (hit.mean(0) < RARELY))
-        self.generator.shape.least.copy_(LEAST * (places_of_single_hits(hit) > SURELY))
         self.average.load_state_dict(self.generator.state_dict())
 
     def put_edges(self) -> None:
@@ -98,7 +101,7 @@ class ScoringRecipe:
         place, contrast = spectrum_edge(self.showers.energy[:EDGE_SHOWERS] / unit, threshold)
         self.generator.shape.edge.put(place, contrast)
         place, contrast = spectrum_edge(self.showers.layer_energies / unit, threshold)
-        self.generator.energies.edge.put(float(from_root(torch.tensor(place))), contrast)
+        self.generator.energies.spectra.put(float(from_root(torch.tensor(place))), contrast)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One optimisation step; returns the losses by name, and, when that was looked at, how many units were made anew."""
@@ -107,7 +110,7 @@ class ScoringRecipe:
         length = self.settings.energy_steps if phase == "energies" else self.settings.steps
         optimiser = self.optimisers[phase]
         for group in optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * warm_up_and_cosine(step - first, length)
+            group["lr"] = self.settings.learning_rate * group.get("faster", 1.0) * warm_up_and_cosine(step - first, length)
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
         anew: dict[str, int] = {}
         if (step - first) % REVIVE_EVERY == 0 and step - first < REVIVE_UNTIL * length:
@@ -139,17 +142,27 @@ class ScoringRecipe:
     def energy_losses(self, step: int) -> dict[str, Tensor]:
         index = torch.randint(0, len(self.showers), (self.settings.energy_batch,), device=self.showers.energy.device)
         incident = self.showers.incident_energy[index].to(self.device)
-        truth = self.generator.layer_roots(self.showers.layer_energies[index].to(self.device), incident)
+        true_energies = self.showers.layer_energies[index].to(self.device)
+        truth = self.generator.layer_roots(true_energies, incident)
         directions = nn.functional.normalize(torch.randn(truth.shape[1], PROJECTIONS, device=self.device), dim=0)
-        pairs = []
+        pairs, energies = [], []
         for _ in range(2):
             latent = torch.randn(self.settings.energy_batch, self.generator.energies.latent_size, device=self.device)
-            pairs.append(self.generator.layer_roots(self.generator.layer_energies(latent, incident) + 1e-9, incident))
+            energies.append(self.generator.layer_energies(latent, incident))
+            pairs.append(self.generator.layer_roots(energies[-1] + 1e-9, incident))
         condition = self.generator.features(incident)
         features = [self.standardisation(layer_energy_features(root), condition) for root in (*pairs, truth)]
         white = [self.whitening(root, condition) for root in (*pairs, truth)]
+        weak = [to_root(each / self.generator.cell_mev).clamp(max=WEAK) for each in (*energies, true_energies)]
+        threshold = float(to_root(torch.tensor(self.generator.threshold_mev / self.generator.cell_mev)))
+        hit = [((each - HIT[0] * threshold) / (HIT[1] * threshold)).clamp(0, 1) for each in weak]
         critic = {} if self.critic is None else self.critic(self.criticised(pairs, truth, white, incident))
         return critic | {
+            "weak": ranked_probability_score(*weak),
+            "weak vector": energy_score(*weak),
+            "weak projections": ranked_probability_score(*(w @ directions for w in weak)),
+            "hit": ranked_probability_score(*hit),
+            "hit vector": energy_score(*hit),
             "total": ranked_probability_score(*(f[:, :1] for f in features)),
             "features": ranked_probability_score(*features),
             "white vector": energy_score(*white),
@@ -184,14 +197,14 @@ class ScoringRecipe:
         """Cells before and after the layers were given their energies, and how far cells are, in the mean, below where they
         could be hit: what pushes them further makes numbers large that int8 has to hold, too."""
         maps = self.generator.maps(z_shape, layers, incident)
-        raw = self.generator.raw_cells_of(maps, z_noise)
+        raw = self.generator.raw_cells_of(maps, z_noise, layers)
         return raw, self.generator.with_layer_energies(raw, layers), torch.relu(LOWEST - maps[0]).mean()
 
     @torch.no_grad()
     def hold_edges(self) -> None:
-        """An edge that is learned away is gone, not turned round."""
-        for edge in (self.generator.energies.edge, self.generator.shape.edge):
-            edge.contrast.clamp_(min=0)
+        """An edge that is learned away is gone, not turned round, and the maps of layers keep rising."""
+        self.generator.shape.edge.contrast.clamp_(min=0)
+        self.generator.energies.spectra.slopes.clamp_(min=LEAST_SLOPE)
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
@@ -226,12 +239,6 @@ class ScoringRecipe:
         self.scores.load_state_dict(state["scores"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
-
-
-def places_of_single_hits(hit: Tensor) -> Tensor:
-    """(N, layers, height, width) 1 where a cell is hit, to the shares of each cell in those of its layer that are hit alone."""
-    alone = hit * (hit.sum((2, 3), keepdim=True) == 1)
-    return alone.sum(0) / (alone.sum((0, 2, 3))[:, None, None] + 1)
 
 
 def layer_units(showers: Showers) -> float:
