@@ -58,9 +58,6 @@ def named_weights(model: onnx.ModelProto, network: dict[str, Tensor]) -> dict[st
             phases = torch.stack([weights[f"{place}.{number}"][0] for number in range(1, 5)], dim=1)
             side = network[place].shape[2:]
             weights[place] = torch.nn.functional.pixel_shuffle(phases.flatten(0, 1), 2)[None, :, : side[0], : side[1]]
-    contrast = weights["shape.edge.contrast"]  # an edge is min(contrast x, height), and its place follows from both
-    (height,) = (value for name, value in weights.items() if name.startswith("onnx::Min_") and value.dim() == 0)
-    weights["shape.edge.place"] = height * (1 + contrast) / contrast
     return weights
 
 

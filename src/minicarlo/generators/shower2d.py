@@ -150,7 +150,7 @@ class Shower2D(Generator):
 
     def raw_cells(self, z_shape: Tensor, z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
         """(N, *sample_shape) cell energies in units of `cell_mev`, before the layers are given their energies."""
-        return self.raw_cells_of(self.maps(z_shape, layer_energies, incident_energy), z_noise, layer_energies)
+        return self.raw_cells_of(self.maps(z_shape, layer_energies, incident_energy), z_noise, layer_energies, incident_energy)
 
     def maps(self, z_shape: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> tuple[Tensor, ...]:
         """Location, tail and spread of each cell (N, *sample_shape), gain and shift of each layer (N, layers)."""
@@ -160,7 +160,7 @@ class Shower2D(Generator):
             maps: tuple[Tensor, ...] = self.shape(inputs)
         return maps
 
-    def raw_cells_of(self, maps: tuple[Tensor, ...], z_noise: Tensor, layer_energies: Tensor) -> Tensor:
+    def raw_cells_of(self, maps: tuple[Tensor, ...], z_noise: Tensor, layer_energies: Tensor, incident_energy: Tensor) -> Tensor:
         """What `raw_cells` makes of `maps`."""
         location, tail, spread, gain, shift = maps
         uniform, skewed, next_row, next_column, next_on_diagonal, next_layer = self.noise(z_noise)
@@ -173,11 +173,12 @@ class Shower2D(Generator):
         struck = struck + self.shape.across * torch.relu(location + tail * next_on_diagonal)
         cells = torch.maximum(cells, given * struck - lost * uniform)
         root = cells * (1 + gain)[:, :, None, None] + shift[:, :, None, None]
+        at = self.features(incident_energy)[:, :1, None, None]
         wanted = layer_energies / self.cell_mev
-        total = from_root(self.shape.edge(torch.relu(root))).sum(dim=(2, 3))
+        total = from_root(self.shape.edge(torch.relu(root), at)).sum(dim=(2, 3))
         lack = (wanted - total) / (wanted + total + LITTLE)
         root = root + (self.shape.answer * lack)[:, :, None, None]
-        return from_root(self.shape.edge(torch.relu(root))) + self.trace(root)
+        return from_root(self.shape.edge(torch.relu(root), at)) + self.trace(root)
 
     def trace(self, root: Tensor) -> Tensor:
         """What a cell holds at least, in units of cells: the larger, the nearer it is to being hit, at a root of zero.
@@ -222,12 +223,13 @@ class Edge(nn.Module):
     """A spectrum's edge: maps x >= 0 steeply up to a place, and beyond it at a slope of one. Without an edge it changes nothing.
 
     Numbers spread evenly over x are `contrast` + 1 times rarer below the place than above it. The contrast is learned on from
-    where `put` sets it.
+    where `put` sets it, and how it changes with the incident energy (`tilt`).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.contrast = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.tilt = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.place: Tensor
         self.register_buffer("place", torch.zeros(()))
 
@@ -238,9 +240,11 @@ class Edge(nn.Module):
         self.contrast.fill_(contrast)
         self.requires_grad_(contrast > 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        height = self.place * self.contrast / (1 + self.contrast)
-        return x + torch.minimum(self.contrast * x, height)
+    def forward(self, x: Tensor, at: Tensor | float = 0.0) -> Tensor:
+        """`at` says where in the range of incident energies an event is, from -1 to 1; it is broadcast against `x`."""
+        contrast = self.contrast + self.tilt * at
+        height = self.place * contrast / (1 + contrast)
+        return x + torch.minimum(contrast * x, height)
 
 
 class Spectra(nn.Module):

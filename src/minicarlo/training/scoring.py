@@ -197,13 +197,15 @@ class ScoringRecipe:
         """Cells before and after the layers were given their energies, and how far cells are, in the mean, below where they
         could be hit: what pushes them further makes numbers large that int8 has to hold, too."""
         maps = self.generator.maps(z_shape, layers, incident)
-        raw = self.generator.raw_cells_of(maps, z_noise, layers)
+        raw = self.generator.raw_cells_of(maps, z_noise, layers, incident)
         return raw, self.generator.with_layer_energies(raw, layers), torch.relu(LOWEST - maps[0]).mean()
 
     @torch.no_grad()
     def hold_edges(self) -> None:
         """An edge that is learned away is gone, not turned round, and the maps of layers keep rising."""
-        self.generator.shape.edge.contrast.clamp_(min=0)
+        edge = self.generator.shape.edge
+        edge.contrast.clamp_(min=0)
+        edge.tilt.clamp_(-0.5 * edge.contrast, 0.5 * edge.contrast)
         self.generator.energies.spectra.slopes.clamp_(min=LEAST_SLOPE)
 
     @torch.no_grad()
