@@ -101,8 +101,8 @@ def _empty_layers(reference: EventSet, candidate: EventSet, threshold_mev: float
     energy = reference.incident_energy.reshape(-1)
     for low, high in EMPTY_AT_MEV:
         rows = (energy >= low) & (energy < high)
-        hit = [(events.samples[rows] > threshold_mev).any((2, 3)) for events in (reference, candidate)]
-        shares = [[f"{1 - each[:, layer].mean():.1%}" for each in hit] for layer in WATCHED]
+        largest = [events.samples[rows].max((2, 3)) for events in (reference, candidate)]
+        shares = [[f"{(each[:, layer] <= threshold_mev).mean():.1%}" for each in largest] for layer in WATCHED]
         table.add_row(f"{low / 1e3:g} to {high / 1e3:g} GeV", *(", ".join(each) for each in shares))
     return table
 

@@ -58,8 +58,9 @@ class ScoringRecipe:
         self.showers, self.settings, self.device = showers.kept_on(device), settings, device
         slopes = generator.energies.spectra.slopes
         others = [each for each in generator.energies.parameters() if each is not slopes]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": [slopes], "faster": FASTER}]
         self.optimisers = {
-            "energies": torch.optim.Adam([{"params": others}, {"params": [slopes], "faster": FASTER}], lr=settings.learning_rate),
+            "energies": torch.optim.Adam(groups, lr=settings.learning_rate),
             "shape": torch.optim.Adam(generator.shape.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98)),
         }
         showers = self.showers
