@@ -1,4 +1,5 @@
-"""Where showers can be told from the Monte Carlo's: trees on groups of features, and how cells go together with their neighbours.
+"""Where showers can be told from the Monte Carlo's: trees on groups of features, how cells go together with their neighbours,
+layers that few particles cross, and cells about the edge of their spectrum.
 
     python benchmarks/neighbours.py test.h5 runs/results/fp32.h5
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,8 @@ EMPTY_AT_MEV = (1e3, 2e3), (2e3, 5e3), (5e3, 2e4)
 WATCHED = 0, 1, 15, 18, 20, 22, 24  # layers
 WEAK_MEV = (0.05, 0.12), (0.12, 0.16), (0.16, 0.25), (0.25, 0.4), (0.4, 0.8), (0.8, 1.5), (1.5, 3.0)
 LAST = slice(18, None)
+SHOWERS_MEV = (1e3, 3e3), (3e3, 1e4), (1e4, 3e4), (3e4, 1.01e5)
+CELLS_MEV = 0.05, 0.07, 0.09, 0.11, 0.13, 0.15, 0.17, 0.2, 0.3
 
 
 def main(reference: str, candidate: str) -> None:
@@ -43,6 +47,7 @@ def main(reference: str, candidate: str) -> None:
     console.print(_around(*measured))
     console.print(_empty_layers(*pair, measured[0].threshold_mev))
     console.print(_weak_layers(*pair, measured[0].threshold_mev))
+    console.print(_spectrum(*pair))
 
 
 def _separations(reference: Measured, candidate: Measured) -> Table:
@@ -123,6 +128,17 @@ def _weak_layers(reference: EventSet, candidate: EventSet, threshold_mev: float)
             [f"{(hits == 1).mean():.1%}" for hits in found],
         )
         table.add_row(f"{low} to {high} MeV", *(", ".join(column) for column in columns))
+    return table
+
+
+def _spectrum(reference: EventSet, candidate: EventSet) -> Table:
+    """Cells of an energy in showers of an energy, over the reference's number of them."""
+    table = Table("cells in MeV", *(f"{low} to {high}" for low, high in pairwise(CELLS_MEV)))
+    energy = reference.incident_energy.reshape(-1)
+    for low, high in SHOWERS_MEV:
+        rows = (energy >= low) & (energy < high)
+        first, second = (np.histogram(events.samples[rows], CELLS_MEV)[0] for events in (reference, candidate))
+        table.add_row(f"{low / 1e3:g} to {high / 1e3:g} GeV", *(f"{ratio:.3f}" for ratio in second / first))
     return table
 
 

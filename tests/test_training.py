@@ -423,6 +423,19 @@ def test_cell_noise_is_uniform_and_independent_from_cell_to_cell() -> None:
     assert float(correlation.abs().max()) < 6 / 4000**0.5  # 20,000 pairs: five to six standard deviations at most
 
 
+def alike(location: float, tail: float, links: tuple[float, ...] = (0, 0, 25, 0, 0), answer: float = 0.0) -> Shower2D:
+    """A network whose cells are all alike: hit where `location` and `tail` times a number of mean 0.8 are above zero."""
+    network = Shower2D(sample_shape=(3, 11, 11))
+    for head in (network.shape.location, network.shape.tail, network.shape.spread):
+        for parameter in head.parameters():
+            torch.nn.init.zeros_(parameter)
+    network.shape.profile.data[:2] = torch.tensor([location, tail])[:, None, None, None]
+    network.shape.link.data[:] = torch.tensor(links)[:, None, None, None]
+    network.shape.across.data.fill_(0.0)
+    network.shape.answer.data.fill_(answer)
+    return network
+
+
 @pytest.mark.parametrize(
     ("links", "adjacent", "diagonal", "behind"),
     [
@@ -436,14 +449,7 @@ def test_cell_noise_is_uniform_and_independent_from_cell_to_cell() -> None:
 def test_cells_share_in_what_strikes_their_neighbours(
     links: tuple[float, ...], adjacent: float, diagonal: float, behind: float
 ) -> None:
-    network = Shower2D(sample_shape=(3, 11, 11))
-    for head in (network.shape.location, network.shape.tail, network.shape.spread):
-        for parameter in head.parameters():
-            torch.nn.init.zeros_(parameter)
-    network.shape.profile.data[:2] = torch.tensor([-0.8, 0.4])[:, None, None, None]  # hit one time in sixteen
-    network.shape.link.data[:] = torch.tensor(links)[:, None, None, None]
-    network.shape.across.data.fill_(0.0)
-    network.shape.answer.data.fill_(0.0)
+    network = alike(-0.8, 0.4, links)  # hit one time in sixteen
     noise = torch.randn(4000, LATENT_NOISE, generator=torch.Generator().manual_seed(6))
     inputs = torch.zeros(4000, LATENT_SHAPE), noise, torch.zeros(4000, 3), torch.full((4000, 1), 1e4)
     with torch.no_grad():
@@ -465,20 +471,8 @@ def test_layers_hold_exactly_the_energy_they_were_given() -> None:
     torch.testing.assert_close(cells.sum((2, 3)), layers, rtol=1e-4, atol=1e-4)
 
 
-def far_from_hit(location: float, tail: float) -> Shower2D:
-    """A network whose cells are all alike: hit where `location` and `tail` times a number of mean 0.8 are above zero."""
-    network = Shower2D(sample_shape=(3, 11, 11))
-    for head in (network.shape.location, network.shape.tail, network.shape.spread):
-        for parameter in head.parameters():
-            torch.nn.init.zeros_(parameter)
-    network.shape.profile.data[:] = torch.tensor([location, tail, 0.0])[:, None, None, None]
-    network.shape.link.data[:] = torch.tensor([0.0, 0.0, 25.0, 0.0, 0.0])[:, None, None, None]
-    return network
-
-
 def test_a_layer_whose_cells_are_not_hit_gives_its_energy_to_the_one_that_came_nearest() -> None:
-    network = far_from_hit(-0.6, 0.15)  # the largest of the numbers is 4
-    network.shape.answer.data.fill_(0.0)
+    network = alike(-0.6, 0.15)  # the largest of the numbers is 4
     noise = torch.randn(500, LATENT_NOISE, generator=torch.Generator().manual_seed(6))
     layers = torch.full((500, 3), 0.16)
     with torch.no_grad():
@@ -493,11 +487,10 @@ def test_a_layer_whose_cells_are_not_hit_gives_its_energy_to_the_one_that_came_n
 
 def test_cells_answer_to_what_their_layer_lacks_of_its_energy() -> None:
     """The number of cells that are hit is no longer that of independent ones, of which the variance is the mean."""
-    network = far_from_hit(-0.4, 0.2)
     noise = torch.randn(4000, LATENT_NOISE, generator=torch.Generator().manual_seed(6))
     spreads = []
     for answer in (0.0, 0.1):
-        network.shape.answer.data.fill_(answer)
+        network = alike(-0.4, 0.2, answer=answer)
         with torch.no_grad():
             inputs = torch.zeros(4000, LATENT_SHAPE), noise, torch.full((4000, 3), 2.0), torch.full((4000, 1), 1e4)
             hits = (network.raw_cells(*inputs) > 2 * TRACE).sum((2, 3)).double()

@@ -175,10 +175,14 @@ class Shower2D(Generator):
         root = cells * (1 + gain)[:, :, None, None] + shift[:, :, None, None]
         at = self.features(incident_energy)[:, :1, None, None]
         wanted = layer_energies / self.cell_mev
-        total = from_root(self.shape.edge(torch.relu(root), at)).sum(dim=(2, 3))
+        total = self.hits(root, at).sum(dim=(2, 3))
         lack = (wanted - total) / (wanted + total + LITTLE)
         root = root + (self.shape.answer * lack)[:, :, None, None]
-        return from_root(self.shape.edge(torch.relu(root), at)) + self.trace(root)
+        return self.hits(root, at) + self.trace(root)
+
+    def hits(self, root: Tensor, at: Tensor) -> Tensor:
+        """Energies of the cells that are hit, in units of cells, of roots of which not all are positive; `at` as of `Edge`."""
+        return from_root(self.shape.edge(torch.relu(root), at))
 
     def trace(self, root: Tensor) -> Tensor:
         """What a cell holds at least, in units of cells: the larger, the nearer it is to being hit, at a root of zero.
@@ -267,9 +271,10 @@ class Spectra(nn.Module):
     @torch.no_grad()
     def put(self, place: float, contrast: float) -> None:
         """Begin with an edge in all layers, as `Edge` has it."""
+        edge = Edge()
+        edge.put(place, contrast)
         ends = torch.cat([self.starts, self.starts.new_tensor([self.last])])
-        raised = ends + (contrast * ends).clamp(max=place * contrast / (1 + contrast))
-        self.slopes.copy_((raised.diff() / self.widths).expand_as(self.slopes))
+        self.slopes.copy_((edge(ends).diff() / self.widths).expand_as(self.slopes))
 
     def forward(self, energy: Tensor) -> Tensor:
         """(N, layers) to (N, layers)."""

@@ -155,7 +155,7 @@ class ScoringRecipe:
         features = [self.standardisation(layer_energy_features(root), condition) for root in (*pairs, truth)]
         white = [self.whitening(root, condition) for root in (*pairs, truth)]
         weak = [to_root(each / self.generator.cell_mev).clamp(max=WEAK) for each in (*energies, true_energies)]
-        threshold = float(to_root(torch.tensor(self.generator.threshold_mev / self.generator.cell_mev)))
+        threshold = self.scores.features.threshold
         hit = [((each - HIT[0] * threshold) / (HIT[1] * threshold)).clamp(0, 1) for each in weak]
         critic = {} if self.critic is None else self.critic(self.criticised(pairs, truth, white, incident))
         return critic | {
